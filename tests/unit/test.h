@@ -1,0 +1,72 @@
+/* What every unit test includes. Criterion, except under ThreadSanitizer, where Criterion cannot start
+ * (its shared arena wants a fixed address): there the same names run in one plain process.
+ *
+ * Not to be used: gt()/ge() (accept equality in Criterion 2.4.1), .timeout (ctest has it), pointers in
+ * parameterised tests. */
+#pragma once
+#ifndef __SANITIZE_THREAD__
+
+#include <criterion/criterion.h>
+
+#else
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct plain_test {
+    const char *suite, *name;
+    void (*run)(void);
+    struct plain_test *next;
+};
+static struct plain_test *plain_tests;
+static int plain_failures;
+
+#define Test(suite_, name_, ...)                                                                   \
+    static void suite_##_##name_(void);                                                            \
+    __attribute__((constructor)) static void suite_##_##name_##_register(void) {                   \
+        static struct plain_test test = {#suite_, #name_, suite_##_##name_, NULL};                 \
+        test.next = plain_tests;                                                                   \
+        plain_tests = &test;                                                                       \
+    }                                                                                              \
+    static void suite_##_##name_(void)
+
+#define cr_assert(condition, ...)                                                                  \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);                         \
+            plain_failures++;                                                                      \
+            return;                                                                                \
+        }                                                                                          \
+    } while (0)
+#define cr_expect cr_assert
+#define cr_assert_eq(a, b, ...) cr_assert((a) == (b))
+#define cr_assert_neq(a, b, ...) cr_assert((a) != (b))
+#define cr_assert_not(a, ...) cr_assert(!(a))
+#define cr_assert_null(a, ...) cr_assert((a) == NULL)
+#define cr_assert_not_null(a, ...) cr_assert((a) != NULL)
+#define cr_assert_str_eq(a, b, ...) cr_assert(strcmp((a), (b)) == 0)
+#define cr_assert_arr_eq(a, b, n, ...) cr_assert(memcmp((a), (b), (n)) == 0)
+#define cr_skip(...)                                                                               \
+    do {                                                                                           \
+        printf("skipped: " __VA_ARGS__);                                                           \
+        printf("\n");                                                                              \
+        return;                                                                                    \
+    } while (0)
+#define cr_skip_test cr_skip
+
+int main(void) {
+    int n = 0, failed = 0;
+    for (struct plain_test *test = plain_tests; test != NULL; test = test->next, n++) {
+        int before = plain_failures;
+        test->run();
+        if (plain_failures != before) {
+            printf("FAILED %s/%s\n", test->suite, test->name);
+            failed++;
+        }
+    }
+    printf("%d passed, %d failed\n", n - failed, failed);
+    return failed != 0;
+}
+
+#endif
