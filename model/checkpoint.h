@@ -11,7 +11,7 @@
 
 struct checkpoint;
 
-/* A 1-D (n_cols = 0 is not used: rows = length, cols = 1) or 2-D row-major tensor. */
+/* A 1-D (rows = length, cols = 1) or 2-D row-major tensor. */
 struct checkpoint_tensor {
     const void *data; /* borrowed until checkpoint_close */
     enum dtype dtype; /* F32, F16 or BF16 */
@@ -53,6 +53,9 @@ enum checkpoint_role {
 /* The view of one tensor. CHECKs that the config has it (opening proved that the file does). */
 struct checkpoint_tensor checkpoint_tensor(const struct checkpoint *checkpoint,
                                            enum checkpoint_role role, int layer);
+
+/* How many numbers the checkpoint holds; a tied LM head counts once. */
+uint64_t checkpoint_parameters(const struct checkpoint *checkpoint);
 
 /* 64-bit identity of the checkpoint: hash of config and all safetensors headers (names, shapes,
  * offsets, sizes). Ranks compare it before serving. */

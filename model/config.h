@@ -2,6 +2,7 @@
  * folder, checked and reduced to the numbers the engine computes with. Nothing here reads weights. */
 #pragma once
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "common/dtype.h"
@@ -48,6 +49,13 @@ struct model_config {
 /* Reads and checks DIR/config.json (and generation_config.json, whose eos ids win).
  * INVALID_ARGUMENT names file, field, value seen, what is supported. */
 enum status model_config_load(struct model_config *out, const char *dir, struct error *err);
+
+/* The same from texts already read: `config_text` of n_config bytes and, where not NULL,
+ * `generation_text` of n_generation bytes. `dir` only names the files in errors; `name` stays empty.
+ * Pure. */
+enum status model_config_parse(struct model_config *out, const char *dir, const char *config_text,
+                               size_t n_config, const char *generation_text, size_t n_generation,
+                               struct error *err);
 
 /* "llama", "mistral", "qwen2", "qwen3". */
 const char *model_family_name(enum model_family family);

@@ -6,9 +6,10 @@
 #include "model/shard.h"
 
 struct footprint {
-    size_t weights_bytes;      /* packed weights of this rank in the given format */
+    size_t weights_bytes;      /* packed weights of this rank in the given format (bf16 or int8), f32
+                                  norms and biases; the embedding is read in place from the file */
     size_t kv_bytes_per_block; /* all layers, K and V, one block of 16 positions, bf16 */
-    size_t scratch_bytes;      /* activations and logits for max_rows rows */
+    size_t scratch_bytes;      /* f32 activations and logits for max_rows rows, all with logits */
 };
 
 struct footprint footprint_of(const struct model_config *config, const struct shard *shard,
