@@ -67,6 +67,8 @@ struct rpc_method {
     /* The longest a call may live, 0: as long as it likes. Past it: DEADLINE_EXCEEDED. Checked four
      * times a second; rpc_call_deadline_ns counts it in. */
     int64_t lifetime_max_ms;
+    /* The grace of rpc_server_stop does not wait for such calls (watchers, standing streams). */
+    bool background;
 };
 
 /* Borrowed by the server until rpc_server_destroy. `user` is given to every callback. */
