@@ -1,0 +1,64 @@
+#include "worker/capacity.h"
+
+#include "kernels/backend.h"
+
+/* Kept free on the host for page cache, libraries and the coordinator. */
+enum { RESERVE_PERCENT = 10 };
+
+static double mib(int64_t bytes) {
+    return (double)bytes / (1024.0 * 1024.0);
+}
+
+static enum status refuse(const struct capacity *c, const struct capacity_request *request,
+                          int64_t block_bytes, struct error *err) {
+    int64_t context_blocks =
+        (request->max_context + BACKEND_KV_BLOCK - 1) / BACKEND_KV_BLOCK;
+    int64_t need = context_blocks * block_bytes;
+    if (request->kv_budget_bytes > 0) {
+        return error_set(err, STATUS_RESOURCE_EXHAUSTED,
+                         "KV memory: the budget of %.1f MiB a rank holds %d blocks, one sequence of "
+                         "%d tokens needs %lld (%.1f MiB); raise --kv-budget or lower --max-context",
+                         mib(request->kv_budget_bytes), c->n_blocks, request->max_context,
+                         (long long)context_blocks, mib(need));
+    }
+    return error_set(err, STATUS_RESOURCE_EXHAUSTED,
+                     "does not fit: rank %d has %.1f MiB; weights take %.1f, scratch %.1f, reserve "
+                     "%.1f, KV of one sequence of %d tokens %.1f MiB; use more ranks, --weights int8 "
+                     "or a lower --max-context",
+                     request->shard->rank, mib(c->memory_bytes), mib(c->weights_bytes),
+                     mib(c->scratch_bytes), mib(c->reserve_bytes), request->max_context, mib(need));
+}
+
+int capacity_rows(int max_step_tokens, int max_sequences) {
+    return max_step_tokens > max_sequences ? max_step_tokens : max_sequences;
+}
+
+enum status capacity_compute(struct capacity *out, const struct capacity_request *request,
+                             struct error *err) {
+    int rows = capacity_rows(request->max_step_tokens, request->max_sequences);
+    struct footprint footprint =
+        footprint_of(request->config, request->shard, request->weights, rows);
+    int64_t block_bytes = (int64_t)footprint.kv_bytes_per_block;
+    *out = (struct capacity){
+        .memory_bytes = request->memory_bytes,
+        .weights_bytes = (int64_t)footprint.weights_bytes,
+        .scratch_bytes = (int64_t)footprint.scratch_bytes,
+        .reserve_bytes = request->memory_bytes / 100 * RESERVE_PERCENT,
+    };
+    int per_sequence = (request->max_context + BACKEND_KV_BLOCK - 1) / BACKEND_KV_BLOCK;
+    out->wanted_blocks = request->max_sequences * per_sequence;
+
+    int64_t left = out->memory_bytes - out->weights_bytes - out->scratch_bytes - out->reserve_bytes;
+    int64_t budget = request->kv_budget_bytes > 0 ? request->kv_budget_bytes : left;
+    /* A rank without heads holds no KV: its memory does not limit the group. */
+    int64_t blocks = block_bytes > 0 ? budget / block_bytes : out->wanted_blocks;
+    if (budget < 0) blocks = 0;
+    bool explicit_budget = request->kv_budget_bytes > 0;
+    int64_t cap = explicit_budget ? INT32_MAX / BACKEND_KV_BLOCK : out->wanted_blocks;
+    out->n_blocks = (int)(blocks < cap ? blocks : cap);
+    out->kv_bytes = out->n_blocks * block_bytes;
+    if (out->n_blocks < per_sequence || out->kv_bytes > left) {
+        return refuse(out, request, block_bytes, err);
+    }
+    return STATUS_OK;
+}

@@ -1,0 +1,31 @@
+/* What fits: from footprints and memory to the number of KV blocks, before anything is allocated.
+ * Pure. Every rank computes its own; the group serves with the smallest number of blocks. */
+#pragma once
+#include <stdint.h>
+
+#include "common/error.h"
+#include "model/footprint.h"
+
+struct capacity_request {
+    const struct model_config *config;
+    const struct shard *shard;
+    enum dtype weights;
+    int max_sequences;       /* running at once */
+    int max_step_tokens;     /* rows of one step */
+    int max_context;         /* positions of one sequence */
+    int64_t memory_bytes;    /* available to this rank: the host's, shared out among its ranks */
+    int64_t kv_budget_bytes; /* 0: what is free after weights, scratch and a reserve */
+};
+
+struct capacity {
+    int64_t memory_bytes, weights_bytes, scratch_bytes, kv_bytes, reserve_bytes;
+    int n_blocks;        /* KV blocks of this rank */
+    int wanted_blocks;   /* max_sequences at full context: more would never be used */
+};
+
+/* Rows of one step: the token budget, and at least a row for each running sequence. */
+int capacity_rows(int max_step_tokens, int max_sequences);
+
+/* RESOURCE_EXHAUSTED with the numbers when the weights and one sequence at full context do not fit. */
+enum status capacity_compute(struct capacity *out, const struct capacity_request *request,
+                             struct error *err);

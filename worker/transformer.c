@@ -1,0 +1,453 @@
+#include "worker/transformer.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "model/rope.h"
+
+struct layer {
+    float *attn_norm, *mlp_norm; /* [hidden] */
+    float *q_norm, *k_norm;      /* [head_dim], NULL without QK norm */
+    float *qkv_bias;             /* [qkv_width], NULL without */
+    float *o_bias;               /* [hidden], NULL without */
+    struct weight *qkv, *o, *gate_up, *down; /* NULL where this rank's part is empty */
+    struct kv_cache *kv;
+};
+
+struct transformer {
+    struct model_config config;
+    struct shard shard;
+    struct backend *backend;
+    struct comm *group;
+    struct rope_table *rope;
+
+    struct weight_source embedding;
+    float *final_norm;
+    struct weight *lm_head; /* this rank's vocabulary rows; NULL where empty */
+    struct layer *layers;
+    int *kv_of_head;        /* [local heads] */
+
+    int n_heads, n_kv_heads, inter, vocab; /* local counts */
+    int qkv_width;
+    int max_rows, max_logit_rows;
+
+    /* Scratch, one term per use: [max_rows, ·] unless said. */
+    float *residual;    /* hidden */
+    float *normed;      /* hidden */
+    float *qkv;         /* qkv_width */
+    float *attention;   /* n_heads * head_dim */
+    float *gate_up;     /* 2 * inter */
+    float *mlp;         /* inter */
+    float *root;        /* hidden: this rank's subtree */
+    float *roots;       /* [degree][max_rows, hidden]; NULL at degree 1 */
+    float *shard_logits; /* [max_logit_rows, local vocab] */
+    float *gathered;    /* rank 0, degree > 1: [sum of shards] in rank order */
+    float *logits;      /* rank 0, degree > 1: [max_logit_rows, vocab] */
+    size_t *gather_bytes; /* [degree] */
+
+    struct transformer_times times;
+    struct transformer_memory memory;
+};
+
+/* --- loading ------------------------------------------------------------------------------- */
+
+struct loader {
+    struct transformer *t;
+    const struct transformer_options *options;
+    size_t bytes_total, bytes_done;
+    struct error *err;
+};
+
+static enum status load_vector(struct loader *loader, float **out, enum checkpoint_role role,
+                               int layer, int64_t begin, int64_t end) {
+    struct checkpoint_tensor tensor = checkpoint_tensor(loader->options->checkpoint, role, layer);
+    size_t n = (size_t)(end - begin);
+    float *vector = backend_alloc(loader->t->backend, (n ? n : 1) * sizeof(float));
+    if (vector == NULL) {
+        return error_set(loader->err, STATUS_RESOURCE_EXHAUSTED,
+                         "no memory for a vector of %zu floats", n);
+    }
+    for (size_t i = 0; i < n; i++) {
+        vector[i] = dtype_load_f32(tensor.data, tensor.dtype, (size_t)begin + i);
+    }
+    loader->t->memory.weights_bytes += n * sizeof(float);
+    *out = vector;
+    return STATUS_OK;
+}
+
+/* Rows [row_begin, row_end) and columns from col_begin of a checkpoint matrix. */
+static struct weight_source source_of(const struct loader *loader, enum checkpoint_role role,
+                                      int layer, int64_t row_begin, int64_t row_end,
+                                      int64_t col_begin) {
+    struct checkpoint_tensor tensor = checkpoint_tensor(loader->options->checkpoint, role, layer);
+    size_t offset = (size_t)(row_begin * tensor.cols + col_begin) * dtype_bytes(tensor.dtype);
+    return (struct weight_source){
+        .data = (const char *)tensor.data + offset,
+        .dtype = tensor.dtype,
+        .row_stride = tensor.cols,
+        .n_rows = (int)(row_end - row_begin),
+    };
+}
+
+static enum status load_weight(struct loader *loader, struct weight **out,
+                               const struct weight_source *sources, int n_sources, int k,
+                               const int *leaf_begin, int n_leaves) {
+    TRY(backend_weight_create(out, loader->t->backend, sources, n_sources, k, leaf_begin, n_leaves,
+                              loader->options->weights, loader->err));
+    size_t bytes = backend_weight_bytes(*out);
+    loader->t->memory.weights_bytes += bytes;
+    loader->bytes_done += bytes;
+    if (loader->options->progress != NULL) {
+        size_t total = loader->bytes_total > loader->bytes_done ? loader->bytes_total
+                                                                : loader->bytes_done;
+        loader->options->progress(loader->options->progress_user, loader->bytes_done, total);
+    }
+    return STATUS_OK;
+}
+
+static enum status load_qkv_bias(struct loader *loader, struct layer *layer, int layer_i) {
+    struct transformer *t = loader->t;
+    const struct checkpoint *checkpoint = loader->options->checkpoint;
+    int dim = t->config.head_dim;
+    layer->qkv_bias = backend_alloc(t->backend, (size_t)t->qkv_width * sizeof(float));
+    if (layer->qkv_bias == NULL) {
+        return error_set(loader->err, STATUS_RESOURCE_EXHAUSTED, "no memory for biases");
+    }
+    const struct {
+        enum checkpoint_role role;
+        int begin, end;
+    } parts[] = {
+        {CHECKPOINT_Q_BIAS, t->shard.head_begin * dim, t->shard.head_end * dim},
+        {CHECKPOINT_K_BIAS, t->shard.kv_head_begin * dim, t->shard.kv_head_end * dim},
+        {CHECKPOINT_V_BIAS, t->shard.kv_head_begin * dim, t->shard.kv_head_end * dim},
+    };
+    float *out = layer->qkv_bias;
+    for (int part = 0; part < 3; part++) {
+        struct checkpoint_tensor tensor = checkpoint_tensor(checkpoint, parts[part].role, layer_i);
+        for (int i = parts[part].begin; i < parts[part].end; i++) {
+            *out++ = dtype_load_f32(tensor.data, tensor.dtype, (size_t)i);
+        }
+    }
+    return STATUS_OK;
+}
+
+static enum status load_attention(struct loader *loader, struct layer *layer, int layer_i) {
+    struct transformer *t = loader->t;
+    const struct model_config *config = &t->config;
+    const struct shard *shard = &t->shard;
+    int dim = config->head_dim;
+    TRY(load_vector(loader, &layer->attn_norm, CHECKPOINT_ATTN_NORM, layer_i, 0, config->hidden));
+    if (config->o_bias) {
+        TRY(load_vector(loader, &layer->o_bias, CHECKPOINT_O_BIAS, layer_i, 0, config->hidden));
+    }
+    if (t->n_heads == 0) return STATUS_OK;
+
+    int64_t q0 = (int64_t)shard->head_begin * dim, q1 = (int64_t)shard->head_end * dim;
+    int64_t kv0 = (int64_t)shard->kv_head_begin * dim, kv1 = (int64_t)shard->kv_head_end * dim;
+    struct weight_source qkv[3] = {
+        source_of(loader, CHECKPOINT_Q, layer_i, q0, q1, 0),
+        source_of(loader, CHECKPOINT_K, layer_i, kv0, kv1, 0),
+        source_of(loader, CHECKPOINT_V, layer_i, kv0, kv1, 0),
+    };
+    TRY(load_weight(loader, &layer->qkv, qkv, 3, config->hidden, NULL, 1));
+    struct weight_source o = source_of(loader, CHECKPOINT_O, layer_i, 0, config->hidden, q0);
+    TRY(load_weight(loader, &layer->o, &o, 1, t->n_heads * dim, shard->head_leaf,
+                    shard->n_leaves));
+    if (config->qkv_bias) TRY(load_qkv_bias(loader, layer, layer_i));
+    if (config->qk_norm) {
+        TRY(load_vector(loader, &layer->q_norm, CHECKPOINT_Q_NORM, layer_i, 0, dim));
+        TRY(load_vector(loader, &layer->k_norm, CHECKPOINT_K_NORM, layer_i, 0, dim));
+    }
+    TRY(backend_kv_create(&layer->kv, t->backend, loader->options->n_blocks, t->n_kv_heads, dim,
+                          loader->err));
+    t->memory.kv_bytes +=
+        backend_kv_block_bytes(t->n_kv_heads, dim) * (size_t)loader->options->n_blocks;
+    return STATUS_OK;
+}
+
+static enum status load_mlp(struct loader *loader, struct layer *layer, int layer_i) {
+    struct transformer *t = loader->t;
+    const struct shard *shard = &t->shard;
+    int hidden = t->config.hidden;
+    TRY(load_vector(loader, &layer->mlp_norm, CHECKPOINT_MLP_NORM, layer_i, 0, hidden));
+    if (t->inter == 0) return STATUS_OK;
+
+    struct weight_source gate_up[2] = {
+        source_of(loader, CHECKPOINT_GATE, layer_i, shard->inter_begin, shard->inter_end, 0),
+        source_of(loader, CHECKPOINT_UP, layer_i, shard->inter_begin, shard->inter_end, 0),
+    };
+    TRY(load_weight(loader, &layer->gate_up, gate_up, 2, hidden, NULL, 1));
+    struct weight_source down =
+        source_of(loader, CHECKPOINT_DOWN, layer_i, 0, hidden, shard->inter_begin);
+    return load_weight(loader, &layer->down, &down, 1, t->inter, shard->inter_leaf,
+                       shard->n_leaves);
+}
+
+static enum status load_ends(struct loader *loader) {
+    struct transformer *t = loader->t;
+    int hidden = t->config.hidden;
+    t->embedding = source_of(loader, CHECKPOINT_EMBEDDING, 0, 0, t->config.vocab, 0);
+    TRY(load_vector(loader, &t->final_norm, CHECKPOINT_FINAL_NORM, 0, 0, hidden));
+    if (t->vocab == 0) return STATUS_OK;
+    struct weight_source head = source_of(loader, CHECKPOINT_LM_HEAD, 0, t->shard.vocab_begin,
+                                          t->shard.vocab_end, 0);
+    return load_weight(loader, &t->lm_head, &head, 1, hidden, NULL, 1);
+}
+
+/* What the packed matrices will come to, for the progress bar. */
+static size_t expected_bytes(const struct transformer *t, enum dtype weights) {
+    size_t hidden = (size_t)t->config.hidden;
+    size_t q = (size_t)(t->n_heads * t->config.head_dim);
+    size_t per_layer = hidden * (size_t)t->qkv_width + q * hidden + 3 * hidden * (size_t)t->inter;
+    return (per_layer * (size_t)t->config.n_layers + hidden * (size_t)t->vocab) *
+           dtype_bytes(weights);
+}
+
+static float *scratch(struct transformer *t, size_t rows, size_t width) {
+    size_t bytes = (rows * width + 16) * sizeof(float);
+    t->memory.scratch_bytes += bytes;
+    return backend_alloc(t->backend, bytes);
+}
+
+static enum status allocate_scratch(struct transformer *t, struct error *err) {
+    size_t rows = (size_t)t->max_rows, logit_rows = (size_t)t->max_logit_rows;
+    size_t hidden = (size_t)t->config.hidden, degree = (size_t)t->shard.degree;
+    bool gathers = degree > 1;
+    bool leads = t->shard.rank == 0 && gathers;
+    t->residual = scratch(t, rows, hidden);
+    t->normed = scratch(t, rows, hidden);
+    t->qkv = scratch(t, rows, (size_t)t->qkv_width);
+    t->attention = scratch(t, rows, (size_t)(t->n_heads * t->config.head_dim));
+    t->gate_up = scratch(t, rows, 2 * (size_t)t->inter);
+    t->mlp = scratch(t, rows, (size_t)t->inter);
+    t->root = scratch(t, rows, hidden);
+    t->shard_logits = scratch(t, logit_rows, (size_t)t->vocab);
+    if (gathers) t->roots = scratch(t, rows * degree, hidden);
+    if (leads) t->gathered = scratch(t, logit_rows, (size_t)t->config.vocab);
+    if (leads) t->logits = scratch(t, logit_rows, (size_t)t->config.vocab);
+    bool complete = t->residual && t->normed && t->qkv && t->attention && t->gate_up && t->mlp &&
+                    t->root && t->shard_logits && (!gathers || t->roots) &&
+                    (!leads || (t->gathered && t->logits));
+    if (complete) return STATUS_OK;
+    return error_set(err, STATUS_RESOURCE_EXHAUSTED,
+                     "no memory for %zu bytes of scratch (%d rows a step)",
+                     t->memory.scratch_bytes, t->max_rows);
+}
+
+static void set_local_counts(struct transformer *t) {
+    const struct shard *shard = &t->shard;
+    t->n_heads = shard->head_end - shard->head_begin;
+    t->n_kv_heads = shard->kv_head_end - shard->kv_head_begin;
+    t->inter = shard->inter_end - shard->inter_begin;
+    t->vocab = shard->vocab_end - shard->vocab_begin;
+    t->qkv_width = (t->n_heads + 2 * t->n_kv_heads) * t->config.head_dim;
+    int group = t->config.n_heads / t->config.n_kv_heads;
+    t->kv_of_head = xcalloc((size_t)t->n_heads, sizeof *t->kv_of_head);
+    for (int h = 0; h < t->n_heads; h++) {
+        t->kv_of_head[h] = (shard->head_begin + h) / group - shard->kv_head_begin;
+    }
+}
+
+enum status transformer_create(struct transformer **out, const struct transformer_options *options,
+                               struct error *err) {
+    enum status status;
+    struct transformer *t = xcalloc(1, sizeof *t);
+    struct loader loader = {.t = t, .options = options, .err = err};
+    t->config = *checkpoint_config(options->checkpoint);
+    t->backend = options->backend;
+    t->group = options->group;
+    t->max_rows = options->max_rows;
+    t->max_logit_rows = options->max_logit_rows;
+    t->layers = xcalloc((size_t)t->config.n_layers, sizeof *t->layers);
+    t->gather_bytes = xcalloc((size_t)comm_size(t->group), sizeof *t->gather_bytes);
+    TRY_OR_FAIL(shard_make(&t->shard, &t->config, comm_rank(t->group), comm_size(t->group), err));
+    set_local_counts(t);
+
+    int dim = t->config.head_dim;
+    float *inv_freq = xcalloc((size_t)dim / 2, sizeof *inv_freq);
+    model_rope_inv_freq(inv_freq, &t->config);
+    status = backend_rope_create(&t->rope, t->backend, inv_freq, dim, options->max_context, err);
+    free(inv_freq);
+    if (status != STATUS_OK) goto fail;
+
+    TRY_OR_FAIL(allocate_scratch(t, err));
+    loader.bytes_total = expected_bytes(t, options->weights);
+    for (int i = 0; i < t->config.n_layers; i++) {
+        TRY_OR_FAIL(load_attention(&loader, &t->layers[i], i));
+        TRY_OR_FAIL(load_mlp(&loader, &t->layers[i], i));
+    }
+    TRY_OR_FAIL(load_ends(&loader));
+    *out = t;
+    return STATUS_OK;
+
+fail:
+    transformer_destroy(t);
+    return status;
+}
+
+static void layer_destroy(struct transformer *t, struct layer *layer) {
+    float *vectors[] = {layer->attn_norm, layer->mlp_norm, layer->q_norm,
+                        layer->k_norm,    layer->qkv_bias, layer->o_bias};
+    for (size_t i = 0; i < sizeof vectors / sizeof *vectors; i++) {
+        backend_free(t->backend, vectors[i]);
+    }
+    struct weight *weights[] = {layer->qkv, layer->o, layer->gate_up, layer->down};
+    for (size_t i = 0; i < sizeof weights / sizeof *weights; i++) {
+        if (weights[i] != NULL) backend_weight_free(weights[i]);
+    }
+    if (layer->kv != NULL) backend_kv_free(layer->kv);
+}
+
+void transformer_destroy(struct transformer *t) {
+    if (t == NULL) return;
+    for (int i = 0; i < t->config.n_layers; i++) layer_destroy(t, &t->layers[i]);
+    if (t->lm_head != NULL) backend_weight_free(t->lm_head);
+    if (t->rope != NULL) backend_rope_free(t->rope);
+    float *buffers[] = {t->final_norm, t->residual, t->normed,       t->qkv,
+                        t->attention,  t->gate_up,  t->mlp,          t->root,
+                        t->roots,      t->logits,   t->shard_logits, t->gathered};
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) {
+        backend_free(t->backend, buffers[i]);
+    }
+    free(t->layers);
+    free(t->kv_of_head);
+    free(t->gather_bytes);
+    free(t);
+}
+
+/* --- the forward pass ---------------------------------------------------------------------- */
+
+/* Adds the finished tree of all ranks' roots to the residual stream. */
+static enum status add_row_parallel(struct transformer *t, const float *bias, int n_rows,
+                                    struct error *err) {
+    int hidden = t->config.hidden;
+    const float *roots = t->root;
+    if (t->shard.degree > 1) {
+        int64_t start = clock_now_ns();
+        size_t bytes = (size_t)n_rows * (size_t)hidden * sizeof(float);
+        TRY(comm_all_gather(t->group, t->roots, t->root, bytes, err));
+        t->times.comm_ns += clock_now_ns() - start;
+        roots = t->roots;
+    }
+    backend_tree_sum(t->backend, t->residual, roots, t->shard.degree, bias, n_rows, hidden);
+    return STATUS_OK;
+}
+
+static void attention_root(struct transformer *t, struct layer *layer,
+                           const struct transformer_batch *batch) {
+    const struct model_config *config = &t->config;
+    int n_rows = batch->n_rows;
+    if (t->n_heads == 0) {
+        memset(t->root, 0, (size_t)n_rows * (size_t)config->hidden * sizeof(float));
+        return;
+    }
+    backend_rmsnorm(t->backend, t->normed, t->residual, layer->attn_norm, config->rms_eps, n_rows,
+                    config->hidden);
+    backend_linear(t->backend, t->qkv, t->normed, config->hidden, layer->qkv, layer->qkv_bias,
+                   n_rows);
+    backend_rope_kv_write(t->backend, t->qkv, layer->kv, t->rope, layer->q_norm, layer->k_norm,
+                          config->rms_eps, batch->segments, batch->n_segments, t->n_heads);
+    backend_attention(t->backend, t->attention, t->qkv, t->qkv_width, layer->kv, t->kv_of_head,
+                      batch->segments, batch->n_segments, t->n_heads, config->sliding_window);
+    backend_linear_tree(t->backend, t->root, t->attention, layer->o, n_rows);
+}
+
+static void mlp_root(struct transformer *t, struct layer *layer, int n_rows) {
+    const struct model_config *config = &t->config;
+    if (t->inter == 0) {
+        memset(t->root, 0, (size_t)n_rows * (size_t)config->hidden * sizeof(float));
+        return;
+    }
+    backend_rmsnorm(t->backend, t->normed, t->residual, layer->mlp_norm, config->rms_eps, n_rows,
+                    config->hidden);
+    backend_linear(t->backend, t->gate_up, t->normed, config->hidden, layer->gate_up, NULL, n_rows);
+    backend_swiglu(t->backend, t->mlp, t->gate_up, n_rows, t->inter);
+    backend_linear_tree(t->backend, t->root, t->mlp, layer->down, n_rows);
+}
+
+/* Ranks' vocabulary shards, [n_rows, shard] one after the other, into rows of the whole vocabulary. */
+static void interleave_shards(struct transformer *t, int n_rows) {
+    size_t vocab = (size_t)t->config.vocab;
+    const float *part = t->gathered;
+    size_t column = 0;
+    for (int rank = 0; rank < t->shard.degree; rank++) {
+        size_t width = t->gather_bytes[rank] / sizeof(float) / (size_t)n_rows;
+        for (int row = 0; row < n_rows; row++) {
+            memcpy(t->logits + (size_t)row * vocab + column, part, width * sizeof(float));
+            part += width;
+        }
+        column += width;
+    }
+}
+
+static enum status gather_logits(struct transformer *t, int n_rows, float **logits,
+                                 struct error *err) {
+    *logits = NULL;
+    if (t->shard.degree == 1) {
+        *logits = t->shard_logits;
+        return STATUS_OK;
+    }
+    for (int rank = 0; rank < t->shard.degree; rank++) {
+        struct shard other;
+        TRY(shard_make(&other, &t->config, rank, t->shard.degree, err));
+        t->gather_bytes[rank] =
+            (size_t)n_rows * (size_t)(other.vocab_end - other.vocab_begin) * sizeof(float);
+    }
+    int64_t start = clock_now_ns();
+    TRY(comm_gather(t->group, t->gathered, t->shard_logits, t->gather_bytes, 0, err));
+    t->times.comm_ns += clock_now_ns() - start;
+    if (t->shard.rank != 0) return STATUS_OK;
+    interleave_shards(t, n_rows);
+    *logits = t->logits;
+    return STATUS_OK;
+}
+
+static enum status compute_logits(struct transformer *t, const struct transformer_batch *batch,
+                                  float **logits, struct error *err) {
+    *logits = NULL;
+    if (batch->n_logit_rows == 0) return STATUS_OK;
+    size_t hidden = (size_t)t->config.hidden;
+    for (int i = 0; i < batch->n_logit_rows; i++) {
+        memcpy(t->normed + (size_t)i * hidden, t->residual + (size_t)batch->logit_rows[i] * hidden,
+               hidden * sizeof(float));
+    }
+    backend_rmsnorm(t->backend, t->normed, t->normed, t->final_norm, t->config.rms_eps,
+                    batch->n_logit_rows, (int)hidden);
+    if (t->lm_head != NULL) {
+        backend_linear(t->backend, t->shard_logits, t->normed, (int)hidden, t->lm_head, NULL,
+                       batch->n_logit_rows);
+    }
+    return gather_logits(t, batch->n_logit_rows, logits, err);
+}
+
+enum status transformer_forward(struct transformer *t, const struct transformer_batch *batch,
+                                float **logits, struct error *err) {
+    CHECK(batch->n_rows > 0 && batch->n_rows <= t->max_rows);
+    CHECK(batch->n_logit_rows <= t->max_logit_rows);
+    int64_t start = clock_now_ns();
+    int64_t comm_before = t->times.comm_ns;
+
+    backend_embed(t->backend, t->residual, &t->embedding, batch->tokens, batch->n_rows,
+                  t->config.hidden);
+    for (int i = 0; i < t->config.n_layers; i++) {
+        struct layer *layer = &t->layers[i];
+        attention_root(t, layer, batch);
+        TRY(add_row_parallel(t, layer->o_bias, batch->n_rows, err));
+        mlp_root(t, layer, batch->n_rows);
+        TRY(add_row_parallel(t, NULL, batch->n_rows, err));
+    }
+    TRY(compute_logits(t, batch, logits, err));
+
+    int64_t comm_ns = t->times.comm_ns - comm_before;
+    t->times.kernels_ns += clock_now_ns() - start - comm_ns;
+    return STATUS_OK;
+}
+
+struct transformer_times transformer_times(const struct transformer *t) {
+    return t->times;
+}
+
+struct transformer_memory transformer_memory(const struct transformer *t) {
+    return t->memory;
+}

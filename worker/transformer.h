@@ -1,0 +1,64 @@
+/* One rank's part of a decoder-only transformer: its packed weights, its KV memory, and the forward
+ * pass. Llama, Mistral, Qwen2 and Qwen3 are one text with options (biases, QK norm, window).
+ *
+ * Collective over the group: every rank calls transformer_forward with the same batch. Owned and
+ * called by the rank's compute thread. */
+#pragma once
+#include <stdint.h>
+
+#include "common/error.h"
+#include "kernels/backend.h"
+#include "model/checkpoint.h"
+#include "model/shard.h"
+#include "worker/comm/comm.h"
+
+struct transformer;
+
+struct transformer_options {
+    const struct checkpoint *checkpoint; /* outlives the transformer: the embedding is read in place */
+    struct backend *backend;
+    struct comm *group;  /* rank and size are the shard and the tensor-parallel degree */
+    enum dtype weights;  /* DTYPE_BF16 or DTYPE_I8 */
+    int n_blocks;        /* KV blocks of 16 positions */
+    int max_rows;        /* rows of one forward pass */
+    int max_logit_rows;  /* of which logits can be asked */
+    int max_context;     /* positions the rope table covers */
+    /* Called while weights load; bytes are this rank's packed weights. May be NULL. */
+    void (*progress)(void *user, size_t bytes_done, size_t bytes_total);
+    void *progress_user;
+};
+
+/* RESOURCE_EXHAUSTED when memory runs out. Not collective. On failure nothing stays allocated. */
+enum status transformer_create(struct transformer **out, const struct transformer_options *options,
+                               struct error *err);
+void transformer_destroy(struct transformer *transformer);
+
+/* What one pass computes: rows of several sequences, grouped in segments. */
+struct transformer_batch {
+    const int32_t *tokens; /* [n_rows] */
+    int n_rows;
+    const struct backend_segment *segments;
+    int n_segments;
+    const int32_t *logit_rows; /* rows whose logits are wanted, increasing */
+    int n_logit_rows;
+};
+
+/* Writes the KV of all rows and computes the wanted logits. On rank 0 *logits is
+ * [n_logit_rows, vocab] f32, raw, owned by the transformer until the next call; elsewhere NULL.
+ * UNAVAILABLE or ABORTED when the group is lost: then the transformer is of no more use. */
+enum status transformer_forward(struct transformer *transformer,
+                                const struct transformer_batch *batch, float **logits,
+                                struct error *err);
+
+/* Where the time of all passes so far went. */
+struct transformer_times {
+    int64_t kernels_ns; /* in backend ops */
+    int64_t comm_ns;    /* in collectives, waiting for slower ranks included */
+};
+struct transformer_times transformer_times(const struct transformer *transformer);
+
+/* Bytes really allocated by this rank. */
+struct transformer_memory {
+    size_t weights_bytes, kv_bytes, scratch_bytes;
+};
+struct transformer_memory transformer_memory(const struct transformer *transformer);
