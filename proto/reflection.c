@@ -36,9 +36,12 @@ struct reflection {
 static bool part_matches(const char *symbol, const char *name, const char **rest) {
     size_t length = strlen(name);
     if (strncmp(symbol, name, length) != 0) return false;
-    if (symbol[length] != '\0' && symbol[length] != '.') return false;
-    *rest = symbol + length + (symbol[length] == '.');
-    return true;
+    if (symbol[length] == '\0') {
+        *rest = symbol + length;
+        return true;
+    }
+    *rest = symbol + length + 1;
+    return symbol[length] == '.' && **rest != '\0';
 }
 
 static bool is_named(Tandem__Reflection__Named *const *named, size_t n, const char *symbol) {
