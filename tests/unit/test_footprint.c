@@ -1,0 +1,88 @@
+/* Footprints: hand-counted sums, and how they behave over degrees and formats. */
+#include "model/footprint.h"
+#include "tests/unit/test.h"
+
+/* 216 M: 12 layers, 1024 wide, ffn 3072, 16/8 heads of 64, vocabulary 32000, untied. */
+static struct model_config model_216m(void) {
+    return (struct model_config){.hidden = 1024, .n_layers = 12, .n_heads = 16, .n_kv_heads = 8,
+                                 .head_dim = 64, .intermediate = 3072, .vocab = 32000};
+}
+
+static struct footprint footprint(const struct model_config *config, int rank, int degree,
+                                  enum dtype weights, int rows) {
+    struct shard shard;
+    struct error err;
+    CHECK(shard_make(&shard, config, rank, degree, &err) == STATUS_OK);
+    return footprint_of(config, &shard, weights, rows);
+}
+
+enum { MATRIX_216M = 12 * (2048 * 1024 + 1024 * 1024 + 3 * 3072 * 1024) + 32000 * 1024 };
+
+Test(footprint, aligned_shapes_have_no_padding) {
+    struct model_config config = model_216m();
+    struct footprint bf16 = footprint(&config, 0, 1, DTYPE_BF16, 8);
+    size_t norms = (12 * 2 + 1) * 1024 * 4;
+    cr_assert_eq(bf16.weights_bytes, 2 * (size_t)MATRIX_216M + norms);
+    cr_assert_eq(bf16.kv_bytes_per_block, 2 * 16 * 8 * 64 * 2 * 12);
+    size_t row = 2 * 1024 + 2048 + 1024 + 3 * 3072 + 1024 + 32000;
+    cr_assert_eq(bf16.scratch_bytes, 8 * row * 4);
+}
+
+Test(footprint, int8_adds_a_scale_per_row_and_leaf) {
+    struct model_config config = model_216m();
+    size_t norms = (12 * 2 + 1) * 1024 * 4;
+    size_t column_rows = 12 * (2048 + 2 * 3072) + 32000, tree_rows = 12 * 2 * 1024;
+    struct footprint whole = footprint(&config, 0, 1, DTYPE_I8, 8);
+    cr_assert_eq(whole.weights_bytes,
+                 (size_t)MATRIX_216M + norms + 4 * (column_rows + 8 * tree_rows));
+}
+
+Test(footprint, biases_and_head_norms_are_counted) {
+    struct model_config config = model_216m();
+    size_t plain = footprint(&config, 0, 1, DTYPE_BF16, 1).weights_bytes;
+    config.qkv_bias = true;
+    size_t biased = footprint(&config, 0, 1, DTYPE_BF16, 1).weights_bytes;
+    cr_assert_eq(biased - plain, 12 * 2048 * 4);
+    config.o_bias = true;
+    cr_assert_eq(footprint(&config, 0, 1, DTYPE_BF16, 1).weights_bytes - biased, 12 * 1024 * 4);
+    config = model_216m();
+    config.qk_norm = true;
+    cr_assert_eq(footprint(&config, 0, 1, DTYPE_BF16, 1).weights_bytes - plain, 12 * 2 * 64 * 4);
+}
+
+Test(footprint, odd_shapes_are_padded) {
+    /* One layer, hidden 20, one head of 6, ffn 40, vocabulary 33: every edge is ragged. */
+    struct model_config config = {.hidden = 20, .n_layers = 1, .n_heads = 1, .n_kv_heads = 1,
+                                  .head_dim = 6, .intermediate = 40, .vocab = 33};
+    size_t qkv = 32 * 64, o = 32 * 64, gate_up = 80 * 64, head = 48 * 64;
+    size_t down = 32 * 128; /* 40 columns are two units in two leaves: 32 and 8, padded to 64 each */
+    size_t norms = 3 * 20 * 4;
+    cr_assert_eq(footprint(&config, 0, 1, DTYPE_BF16, 1).weights_bytes,
+                 2 * (qkv + o + gate_up + down + head) + norms);
+}
+
+Test(footprint, degrees_share_the_weights) {
+    struct model_config config = model_216m();
+    size_t whole = footprint(&config, 0, 1, DTYPE_BF16, 1).weights_bytes;
+    size_t norms = (12 * 2 + 1) * 1024 * 4;
+    for (int degree = 2; degree <= 8; degree *= 2) {
+        size_t sum = 0, blocks = 0;
+        for (int rank = 0; rank < degree; rank++) {
+            struct footprint part = footprint(&config, rank, degree, DTYPE_BF16, 1);
+            sum += part.weights_bytes - norms;
+            blocks += part.kv_bytes_per_block;
+        }
+        cr_assert_eq(sum, whole - norms, "degree %d", degree);
+        cr_assert_eq(blocks, 2 * 16 * 8 * 64 * 2 * 12, "degree %d", degree);
+    }
+}
+
+Test(footprint, a_rank_without_heads_holds_no_cache) {
+    struct model_config config = model_216m();
+    config.n_heads = config.n_kv_heads = 2;
+    config.intermediate = 64;
+    struct footprint empty = footprint(&config, 0, 8, DTYPE_BF16, 1);
+    cr_assert_eq(empty.kv_bytes_per_block, 0);
+    size_t head = 4000 * 1024 * 2, norms = (12 * 2 + 1) * 1024 * 4;
+    cr_assert_eq(empty.weights_bytes, head + norms);
+}
