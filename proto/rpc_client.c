@@ -112,7 +112,7 @@ void rpc_channel_destroy(struct rpc_channel *channel) {
     if (channel->loop_runs) {
         grpc_completion_queue_shutdown(channel->loop.queue);
         pthread_join(channel->loop.thread, NULL);
-        grpc_completion_queue_destroy(channel->loop.queue);
+        rpc_loop_destroy(&channel->loop);
     }
     grpc_channel_destroy(channel->core);
     pthread_mutex_destroy(&channel->lock);
@@ -411,6 +411,8 @@ void rpc_stream_cancel(struct rpc_stream *stream) {
 static void drain_own_loop(struct rpc_stream *stream) {
     gpr_timespec never = gpr_inf_future(GPR_CLOCK_MONOTONIC);
     while (atomic_load(&stream->refs) > 1) rpc_loop_step(&stream->own_loop, never);
+    grpc_completion_queue_shutdown(stream->own_loop.queue);
+    while (rpc_loop_step(&stream->own_loop, never) != RPC_LOOP_SHUT_DOWN) continue;
     rpc_loop_destroy(&stream->own_loop);
 }
 

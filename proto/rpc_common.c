@@ -1,5 +1,4 @@
 /* Messages in one block of memory, metadata, time, and the loop. See rpc.h and rpc_internal.h. */
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -201,51 +200,28 @@ grpc_arg rpc_arg_int(const char *key, int value) {
 
 void rpc_loop_init(struct rpc_loop *loop) {
     *loop = (struct rpc_loop){.queue = grpc_completion_queue_create_for_next(NULL),
-                              .restarts_left = RPC_LOOP_RESTARTS};
-    loop->deferred_end = &loop->deferred;
-}
-
-static void run_deferred(struct rpc_loop *loop) {
-    struct rpc_op *op = loop->deferred;
-    loop->deferred = NULL;
-    loop->deferred_end = &loop->deferred;
-    loop->restarts_left = RPC_LOOP_RESTARTS;
-    for (struct rpc_op *next; op != NULL; op = next) {
-        next = op->next;
-        op->start(op);
-    }
+                              .empty_queue = grpc_completion_queue_create_for_next(NULL),
+                              .events_left = RPC_LOOP_EVENTS};
 }
 
 enum rpc_loop_event rpc_loop_step(struct rpc_loop *loop, gpr_timespec deadline) {
-    /* With a deadline in the past the queue polls the sockets once and returns when it is empty. */
-    bool waiting = loop->deferred != NULL;
-    if (waiting) deadline = gpr_inf_past(GPR_CLOCK_MONOTONIC);
+    if (--loop->events_left == 0) {
+        loop->events_left = RPC_LOOP_EVENTS;
+        grpc_completion_queue_next(loop->empty_queue, gpr_inf_past(GPR_CLOCK_MONOTONIC), NULL);
+    }
     grpc_event event = grpc_completion_queue_next(loop->queue, deadline, NULL);
     if (event.type == GRPC_QUEUE_SHUTDOWN) return RPC_LOOP_SHUT_DOWN;
-    if (event.type == GRPC_QUEUE_TIMEOUT) {
-        if (!waiting) return RPC_LOOP_TIMEOUT;
-        run_deferred(loop);
-        return RPC_LOOP_WORKED;
-    }
+    if (event.type == GRPC_QUEUE_TIMEOUT) return RPC_LOOP_TIMEOUT;
     RPC_TAKE_OVER(event.tag);
     struct rpc_op *op = event.tag;
     op->done(op, event.success != 0);
     return RPC_LOOP_WORKED;
 }
 
-void rpc_loop_again(struct rpc_loop *loop, struct rpc_op *op) {
-    if (loop->restarts_left > 0) {
-        loop->restarts_left--;
-        op->start(op);
-        return;
-    }
-    op->next = NULL;
-    *loop->deferred_end = op;
-    loop->deferred_end = &op->next;
-}
-
 void rpc_loop_destroy(struct rpc_loop *loop) {
-    grpc_completion_queue_shutdown(loop->queue);
-    while (rpc_loop_step(loop, gpr_inf_future(GPR_CLOCK_MONOTONIC)) != RPC_LOOP_SHUT_DOWN) continue;
     grpc_completion_queue_destroy(loop->queue);
+    grpc_completion_queue_shutdown(loop->empty_queue);
+    gpr_timespec never = gpr_inf_future(GPR_CLOCK_MONOTONIC);
+    CHECK(grpc_completion_queue_next(loop->empty_queue, never, NULL).type == GRPC_QUEUE_SHUTDOWN);
+    grpc_completion_queue_destroy(loop->empty_queue);
 }

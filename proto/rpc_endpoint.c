@@ -4,8 +4,9 @@
 #include "proto/rpc_internal.h"
 
 static void start_batch(struct rpc_endpoint *e, const grpc_op *ops, size_t n, struct rpc_op *tag) {
+    grpc_call *core = e->core;   /* `e` may be gone once the event can come */
     RPC_HAND_OVER(tag);
-    grpc_call_error error = grpc_call_start_batch(e->core, ops, n, tag, NULL);
+    grpc_call_error error = grpc_call_start_batch(core, ops, n, tag, NULL);
     CHECK(error == GRPC_CALL_OK);
 }
 
@@ -16,7 +17,6 @@ static void op_end(struct rpc_endpoint *e) {
     pthread_mutex_unlock(&e->lock);
     if (!last) return;
     grpc_call_unref(e->core);
-    e->core = NULL;
     e->hooks->released(e);
 }
 
@@ -63,8 +63,7 @@ static bool write_claim(struct rpc_endpoint *e) {
     return true;
 }
 
-static void write_start(struct rpc_op *op) {
-    struct rpc_endpoint *e = op->owner;
+static void write_start(struct rpc_endpoint *e) {
     grpc_op ops[3] = {0};
     size_t n = 0;
     if (!e->metadata_sent) ops[n++].op = GRPC_OP_SEND_INITIAL_METADATA;
@@ -81,7 +80,7 @@ static void write_start(struct rpc_op *op) {
         ops[n].data.send_status_from_server.trailing_metadata_count = e->n_trailers;
         ops[n++].op = GRPC_OP_SEND_STATUS_FROM_SERVER;
     }
-    start_batch(e, ops, n, op);
+    start_batch(e, ops, n, &e->write_op);
 }
 
 static void write_done(struct rpc_op *op, bool ok) {
@@ -103,7 +102,7 @@ static void write_done(struct rpc_op *op, bool ok) {
     pthread_mutex_unlock(&e->lock);
     packed_free(written);
     queue_free(dropped);
-    if (more) rpc_loop_again(e->loop, op);
+    if (more) write_start(e);
     if (drained) e->hooks->drained(e);
     op_end(e);
 }
@@ -131,7 +130,7 @@ enum status rpc_endpoint_send(struct rpc_endpoint *e, const ProtobufCMessage *me
     bool write = status == STATUS_OK && write_claim(e);
     pthread_mutex_unlock(&e->lock);
     if (status != STATUS_OK) packed_free(packed);
-    if (write) write_start(&e->write_op);
+    if (write) write_start(e);
     return status;
 }
 
@@ -152,7 +151,7 @@ void rpc_endpoint_end(struct rpc_endpoint *e, enum status status, const char *te
         write = write_claim(e);
     }
     pthread_mutex_unlock(&e->lock);
-    if (write) write_start(&e->write_op);
+    if (write) write_start(e);
 }
 
 void rpc_endpoint_cancel(struct rpc_endpoint *e, enum status status, const char *text) {
@@ -184,11 +183,10 @@ static void close_if_over(struct rpc_endpoint *e) {
     if (first) e->hooks->closed(e);
 }
 
-static void read_start(struct rpc_op *op) {
-    struct rpc_endpoint *e = op->owner;
+static void read_start(struct rpc_endpoint *e) {
     grpc_op read = {.op = GRPC_OP_RECV_MESSAGE};
     read.data.recv_message.recv_message = &e->incoming;
-    start_batch(e, &read, 1, op);
+    start_batch(e, &read, 1, &e->read_op);
 }
 
 /* Delivers e->incoming; returns whether to read on. */
@@ -218,7 +216,7 @@ static void read_done(struct rpc_op *op, bool ok) {
         e->hooks->read_end(e);
     }
     if (more) {
-        rpc_loop_again(e->loop, op);
+        read_start(e);
         return;
     }
     e->reading = false;
@@ -231,7 +229,7 @@ void rpc_endpoint_read(struct rpc_endpoint *e) {
     e->n_ops++;
     pthread_mutex_unlock(&e->lock);
     e->reading = true;
-    read_start(&e->read_op);
+    read_start(e);
 }
 
 static void close_done(struct rpc_op *op, bool ok) {
@@ -247,13 +245,13 @@ void rpc_endpoint_open(struct rpc_endpoint *e, const grpc_op *ops, size_t n_ops_
     e->n_ops = 1 + read;   /* both before the first event can come on another thread */
     e->reading = read;
     start_batch(e, ops, n_ops_in_batch, &e->close_op);
-    if (read) read_start(&e->read_op);
+    if (read) read_start(e);
 }
 
 void rpc_endpoint_init(struct rpc_endpoint *e) {
     e->close_op = (struct rpc_op){.done = close_done, .owner = e};
-    e->read_op = (struct rpc_op){.start = read_start, .done = read_done, .owner = e};
-    e->write_op = (struct rpc_op){.start = write_start, .done = write_done, .owner = e};
+    e->read_op = (struct rpc_op){.done = read_done, .owner = e};
+    e->write_op = (struct rpc_op){.done = write_done, .owner = e};
     e->queue_end = &e->queue;
     e->metadata_sent = e->is_client;   /* its opening batch sends it */
     e->end_text = grpc_empty_slice();

@@ -30,36 +30,30 @@ void __tsan_release(void *address);
 
 /* Something started on a queue; its address is the tag. */
 struct rpc_op {
-    void (*start)(struct rpc_op *op);           /* for rpc_loop_again */
     void (*done)(struct rpc_op *op, bool ok);   /* its event */
     void *owner;
-    struct rpc_op *next;                        /* in the loop's deferred list */
 };
 
 /* A completion queue and the thread that empties it. A queue hands out ready events without looking
- * at the sockets, so operations that restart themselves could keep it from ever doing so: cancels
- * and new calls would wait for ever. After RPC_LOOP_RESTARTS restarts the loop therefore puts further
- * ones off until the queue is empty and the sockets have been polled. */
-#define RPC_LOOP_RESTARTS 32
+ * at the sockets, so while writes are started as fast as their events are handled, cancels and new
+ * calls would wait for ever. Every RPC_LOOP_EVENTS events the loop therefore looks at the sockets by
+ * asking a second queue, which is always empty: that polls once and returns. */
+#define RPC_LOOP_EVENTS 16
 
 struct rpc_loop {
-    grpc_completion_queue *queue;
-    pthread_t thread;             /* who runs it; set before the first event */
-    struct rpc_op *deferred, **deferred_end;
-    int restarts_left;
+    grpc_completion_queue *queue, *empty_queue;
+    pthread_t thread;             /* who runs it, where that is a thread of ours */
+    int events_left;              /* until the next look */
 };
-
-enum rpc_loop_event { RPC_LOOP_WORKED, RPC_LOOP_TIMEOUT, RPC_LOOP_SHUT_DOWN };
 
 void rpc_loop_init(struct rpc_loop *loop);
 
-/* Handles one event, or the deferred operations; waits for it until `deadline`. */
+enum rpc_loop_event { RPC_LOOP_WORKED, RPC_LOOP_TIMEOUT, RPC_LOOP_SHUT_DOWN };
+
+/* Handles one event; waits for it until `deadline`. */
 enum rpc_loop_event rpc_loop_step(struct rpc_loop *loop, gpr_timespec deadline);
 
-/* On the loop's thread: starts `op` now or after the next look at the sockets. */
-void rpc_loop_again(struct rpc_loop *loop, struct rpc_op *op);
-
-/* No operation may be in flight, the thread must be gone or be the caller. */
+/* After the queue was shut down and emptied. */
 void rpc_loop_destroy(struct rpc_loop *loop);
 
 /* ---- endpoint ------------------------------------------------------------------------------ */

@@ -462,9 +462,7 @@ void rpc_server_stop(struct rpc_server *server, int64_t grace_ms) {
     }
     for (int i = 0; i < server->n_loops; i++) pthread_join(server->loops[i].base.thread, NULL);
     grpc_server_destroy(server->core);
-    for (int i = 0; i < server->n_loops; i++) {
-        grpc_completion_queue_destroy(server->loops[i].base.queue);
-    }
+    for (int i = 0; i < server->n_loops; i++) rpc_loop_destroy(&server->loops[i].base);
     grpc_shutdown();
 }
 
