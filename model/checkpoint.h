@@ -13,7 +13,7 @@ struct checkpoint;
 
 /* A 1-D (rows = length, cols = 1) or 2-D row-major tensor. */
 struct checkpoint_tensor {
-    const void *data; /* borrowed until checkpoint_close */
+    const void *data; /* borrowed until checkpoint_close; files need not align it: read by memcpy */
     enum dtype dtype; /* F32, F16 or BF16 */
     int64_t rows;
     int64_t cols;
