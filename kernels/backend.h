@@ -44,6 +44,9 @@ void backend_destroy(struct backend *backend);
 /* "amx", "avx512", "avx2", "portable": what AUTO became. */
 const char *backend_isa_name(const struct backend *backend);
 enum backend_isa backend_isa(const struct backend *backend);
+/* The strongest that this processor (and kernel) can run, and the name of any. */
+enum backend_isa backend_isa_best(void);
+const char *backend_isa_to_name(enum backend_isa isa);
 /* "auto" and the names above → isa, or -1. */
 int backend_isa_parse(const char *name);
 /* Whether this processor (and kernel) can run it. */

@@ -398,3 +398,13 @@ enum status model_config_load(struct model_config *out, const char *dir, struct 
     if (status == STATUS_OK) set_name(out, dir);
     return status;
 }
+
+int model_config_max_width(const struct model_config *config) {
+    int widths[] = {config->hidden, 2 * config->intermediate, config->vocab,
+                    (config->n_heads + 2 * config->n_kv_heads) * config->head_dim};
+    int largest = 0;
+    for (int i = 0; i < 4; i++) {
+        if (widths[i] > largest) largest = widths[i];
+    }
+    return largest;
+}

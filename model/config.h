@@ -51,11 +51,14 @@ struct model_config {
 enum status model_config_load(struct model_config *out, const char *dir, struct error *err);
 
 /* The same from texts already read: `config_text` of n_config bytes and, where not NULL,
- * `generation_text` of n_generation bytes. `dir` only names the files in errors; `name` stays empty.
- * Pure. */
+ * `generation_text` of n_generation bytes. `dir` only names the files in errors; `name` stays
+ * empty. Pure. */
 enum status model_config_parse(struct model_config *out, const char *dir, const char *config_text,
                                size_t n_config, const char *generation_text, size_t n_generation,
                                struct error *err);
 
 /* "llama", "mistral", "qwen2", "qwen3". */
 const char *model_family_name(enum model_family family);
+
+/* Largest K or N of any product of this model, in elements. */
+int model_config_max_width(const struct model_config *config);

@@ -30,7 +30,8 @@ static enum status refuse(const struct capacity *c, const struct capacity_reques
 }
 
 int capacity_rows(int max_step_tokens, int max_sequences) {
-    return max_step_tokens > max_sequences ? max_step_tokens : max_sequences;
+    int least = max_sequences + BACKEND_KV_BLOCK;
+    return max_step_tokens > least ? max_step_tokens : least;
 }
 
 enum status capacity_compute(struct capacity *out, const struct capacity_request *request,

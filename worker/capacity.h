@@ -23,7 +23,8 @@ struct capacity {
     int wanted_blocks;   /* max_sequences at full context: more would never be used */
 };
 
-/* Rows of one step: the token budget, and at least a row for each running sequence. */
+/* Rows of one step: the token budget, or a row for each running sequence and a block of prefill where
+ * that is more. */
 int capacity_rows(int max_step_tokens, int max_sequences);
 
 /* RESOURCE_EXHAUSTED with the numbers when the weights and one sequence at full context do not fit. */

@@ -24,16 +24,6 @@ struct local_group {
     struct member members[SHARD_LEAVES];
 };
 
-static int largest_width(const struct model_config *config) {
-    int widths[] = {config->hidden, 2 * config->intermediate, config->vocab,
-                    (config->n_heads + 2 * config->n_kv_heads) * config->head_dim};
-    int largest = 0;
-    for (int i = 0; i < 4; i++) {
-        if (widths[i] > largest) largest = widths[i];
-    }
-    return largest;
-}
-
 static void pin(int processor_i) {
     cpu_set_t cpus;
     CPU_ZERO(&cpus);
@@ -49,7 +39,7 @@ static enum status load_member(struct member *member) {
         .isa = options->isa,
         .n_threads = options->n_threads,
         .max_rows = options->max_rows,
-        .max_width = largest_width(checkpoint_config(group->checkpoint)),
+        .max_width = model_config_max_width(checkpoint_config(group->checkpoint)),
     };
     TRY(backend_create(&member->backend, &backend, &member->err));
     struct transformer_options transformer = {

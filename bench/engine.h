@@ -1,0 +1,3 @@
+/* tandem-bench engine. */
+#pragma once
+int bench_engine(int argc, char **argv);

@@ -1,0 +1,114 @@
+/* tandem-worker: one rank of a replica, started by mpirun. */
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "worker/replica.h"
+
+static const char usage[] =
+    "usage: mpirun -n RANKS tandem-worker --coordinator HOST:PORT [options]\n"
+    "\n"
+    "One rank of a replica. Ranks come up without a role: they tell the coordinator what they have\n"
+    "and are given model, role and shard by its plan.\n"
+    "\n"
+    "  --coordinator HOST:PORT  where tandem-coordinator listens (required)\n"
+    "  --replica-id NAME        names this replica                            (r0)\n"
+    "  --isa NAME               auto, amx, avx512, avx2 or portable           (auto)\n"
+    "  --threads N              compute threads of each rank, 1..256          (1)\n"
+    "  --patience SECONDS       how long to wait for the coordinator          (60)\n"
+    "  --log-level LEVEL        debug, info, warn or error                    (info)\n"
+    "  --help, --version\n";
+
+struct arguments {
+    struct replica_options replica;
+    int log_level;
+};
+
+static enum status parse(struct arguments *out, int argc, char **argv, struct error *err) {
+    static const struct option options[] = {
+        {"coordinator", required_argument, NULL, 'c'}, {"replica-id", required_argument, NULL, 'r'},
+        {"isa", required_argument, NULL, 'i'},         {"threads", required_argument, NULL, 't'},
+        {"patience", required_argument, NULL, 'p'},    {"log-level", required_argument, NULL, 'l'},
+        {"help", no_argument, NULL, 'h'},              {"version", no_argument, NULL, 'v'},
+        {NULL, 0, NULL, 0}};
+    *out = (struct arguments){{NULL, "r0", BACKEND_AUTO, 1, 60LL * 1000000000}, LOG_INFO};
+    int isa;
+    opterr = 0;
+    for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+        switch (option) {
+        case 'c': out->replica.coordinator = optarg; break;
+        case 'r': out->replica.id = optarg; break;
+        case 'i':
+            isa = backend_isa_parse(optarg);
+            if (isa < 0) {
+                return error_set(err, STATUS_INVALID_ARGUMENT, "--isa is \"%s\", expected auto, amx, "
+                                 "avx512, avx2 or portable", optarg);
+            }
+            out->replica.isa = (enum backend_isa)isa;
+            break;
+        case 't':
+            out->replica.n_threads = atoi(optarg);
+            if (out->replica.n_threads < 1 || out->replica.n_threads > 256) {
+                return error_set(err, STATUS_INVALID_ARGUMENT, "--threads is \"%s\", expected 1..256",
+                                 optarg);
+            }
+            break;
+        case 'p':
+            out->replica.patience_ns = atoll(optarg) * 1000000000;
+            if (out->replica.patience_ns <= 0) {
+                return error_set(err, STATUS_INVALID_ARGUMENT, "--patience is \"%s\", expected a "
+                                 "number of seconds above 0", optarg);
+            }
+            break;
+        case 'l':
+            out->log_level = log_level_parse(optarg);
+            if (out->log_level < 0) {
+                return error_set(err, STATUS_INVALID_ARGUMENT, "--log-level is \"%s\", expected "
+                                 "debug, info, warn or error", optarg);
+            }
+            break;
+        case 'h': fputs(usage, stdout); exit(0);
+        case 'v': puts("tandem-worker " TANDEM_VERSION); exit(0);
+        default:
+            return error_set(err, STATUS_INVALID_ARGUMENT, "unknown option or missing value: %s",
+                             argv[optind - 1]);
+        }
+    }
+    if (optind < argc) {
+        return error_set(err, STATUS_INVALID_ARGUMENT, "unexpected argument: %s", argv[optind]);
+    }
+    if (out->replica.coordinator == NULL) {
+        return error_set(err, STATUS_INVALID_ARGUMENT, "--coordinator HOST:PORT is required");
+    }
+    return STATUS_OK;
+}
+
+int main(int argc, char **argv) {
+    struct error err;
+    struct arguments arguments;
+    if (parse(&arguments, argc, argv, &err) != STATUS_OK) {
+        fprintf(stderr, "tandem-worker: %s\n\n%s", err.text, usage);
+        return 2;
+    }
+    struct comm *world = NULL;
+    if (comm_mpi_init(&argc, &argv, &err) != STATUS_OK ||
+        comm_mpi_world(&world, &err) != STATUS_OK) {
+        fprintf(stderr, "tandem-worker: %s\n", err.text);
+        return 1;
+    }
+    char name[64];
+    snprintf(name, sizeof name, "worker.%s.%d", arguments.replica.id, comm_rank(world));
+    log_open(name, (enum log_level)arguments.log_level);
+
+    enum status status = replica_run(&arguments.replica, world, &err);
+    if (status != STATUS_OK) {
+        /* A rank whose group is broken cannot leave MPI in order: the job ends here, with why. */
+        log_error("%s", err.text);
+        comm_mpi_kill_job(1);
+    }
+    comm_destroy(world);
+    comm_mpi_finalize();
+    return 0;
+}
