@@ -840,19 +840,35 @@ __attribute__((constructor)) static void serve_when_asked(int argc, char **argv)
     _exit(0);
 }
 
-Test(rpc, a_killed_server_is_unavailable) {
+static pid_t spawn_server(int *port) {
     int ends[2];
-    cr_assert_eq(pipe(ends), 0);
     char fd[16];
+    if (pipe(ends) != 0) abort();
     snprintf(fd, sizeof fd, "%d", ends[1]);
     char *arguments[] = {(char *)"test_rpc", (char *)"--serve-for-a-test", fd, NULL};
     extern char **environ;
     pid_t child;
-    cr_assert_eq(posix_spawn(&child, "/proc/self/exe", NULL, NULL, arguments, environ), 0);
+    if (posix_spawn(&child, "/proc/self/exe", NULL, NULL, arguments, environ) != 0) abort();
     close(ends[1]);
-    int port = 0;
-    cr_assert_eq(read(ends[0], &port, sizeof port), (ssize_t)sizeof port);
+    if (read(ends[0], port, sizeof *port) != (ssize_t)sizeof *port) abort();
     close(ends[0]);
+    return child;
+}
+
+/* Reads what is still to come; the status of the end, or STATUS_OK when none came. */
+static enum status end_of(struct rpc_stream *stream) {
+    ProtobufCMessage *message;
+    enum rpc_event event;
+    while ((event = rpc_stream_recv(stream, &message, 20 * SECOND)) == RPC_MESSAGE) {
+        rpc_message_free(message);
+    }
+    struct error end;
+    return event == RPC_CLOSED ? rpc_stream_end(stream, &end) : STATUS_OK;
+}
+
+Test(rpc, a_killed_server_is_unavailable) {
+    int port;
+    pid_t child = spawn_server(&port);
     struct rpc_channel *channel = dial(port);
     struct rpc_stream *stream = open_with(channel, COUNT, 1000000000, 100, 0);
     ProtobufCMessage *message;
@@ -862,13 +878,30 @@ Test(rpc, a_killed_server_is_unavailable) {
     }
     kill(child, SIGKILL);
     waitpid(child, NULL, 0);
-    enum rpc_event event;
-    while ((event = rpc_stream_recv(stream, &message, 20 * SECOND)) == RPC_MESSAGE) {
-        rpc_message_free(message);
-    }
-    cr_assert_eq(event, RPC_CLOSED);
-    struct error end;
-    cr_assert_eq(rpc_stream_end(stream, &end), STATUS_UNAVAILABLE);
+    cr_assert_eq(end_of(stream), STATUS_UNAVAILABLE);
+    rpc_stream_destroy(stream);
+    rpc_channel_destroy(channel);
+}
+
+Test(rpc, keepalive_is_permitted_and_notices_a_hung_server) {
+    int port;
+    pid_t child = spawn_server(&port);
+    struct rpc_channel_options options = rpc_channel_options_default();
+    options.keepalive_ms = 700;
+    options.keepalive_timeout_ms = 300;
+    char target[32];
+    snprintf(target, sizeof target, "127.0.0.1:%d", port);
+    struct rpc_channel *channel;
+    struct error err;
+    cr_assert_eq(rpc_channel_create(&channel, target, &options, &err), STATUS_OK);
+    struct rpc_stream *stream = open_with(channel, HANG, 0, 0, 0);
+    ProtobufCMessage *message;
+    /* Four pings on an idle stream: with gRPC's defaults the server ends it at the third. */
+    cr_assert_eq(rpc_stream_recv(stream, &message, 3 * SECOND), RPC_TIMEOUT);
+    kill(child, SIGSTOP);
+    cr_assert_eq(end_of(stream), STATUS_UNAVAILABLE);
+    kill(child, SIGKILL);
+    waitpid(child, NULL, 0);
     rpc_stream_destroy(stream);
     rpc_channel_destroy(channel);
 }
