@@ -1,9 +1,9 @@
-/* tandem-bench make-model: random weights of any shape, written as an ordinary Hugging Face folder,
- * or a pair of folders of which the draft agrees with the target as often as asked for.
+/* tandem-bench make-model: random weights of any shape, written as an ordinary Hugging Face
+ * folder, or a pair of folders of which the draft agrees with the target as often as asked for.
  *
- * Weights are a pure function of seed, tensor name and index, uniform around 0 at the scale that keeps
- * activations near unit size: the same command writes the same bytes anywhere. A draft made of the
- * target's first layers therefore needs no copying: the same names give the same numbers. */
+ * Weights are a pure function of seed, tensor name and index, uniform around 0 at the scale that
+ * keeps activations near unit size: the same command writes the same bytes anywhere. A draft made
+ * of the target's first layers therefore needs no copying: the same names give the same numbers. */
 #pragma once
 #include <stdint.h>
 
@@ -24,8 +24,8 @@ struct make_model_weights {
     float scale;
 };
 
-/* Writes model.safetensors, or numbered files and their index; removes what an earlier run left under
- * those names. *n_bytes: data written. INTERNAL with path and reason when writing fails. */
+/* Writes model.safetensors, or numbered files and their index; removes what an earlier run left
+ * under those names. *n_bytes: data written. INTERNAL with path and reason when writing fails. */
 enum status make_model_write_weights(const struct make_model_weights *weights, int64_t *n_bytes,
                                      struct error *err);
 

@@ -8,7 +8,8 @@
 #include "bench/make_model.h"
 #include "model/json.h"
 
-/* Words are spelled over 27 first letters (a blank, a..z) and 26 following ones, 2 to 4 letters long. */
+/* Words are spelled over 27 first letters (a blank, a..z) and 26 following ones, 2 to 4 letters
+ * long. */
 enum {
     N_BYTES = 256,
     N_SPECIAL = 2,
@@ -18,7 +19,8 @@ enum {
     MAX_TOKENIZER_BYTES = 256 << 20,
 };
 
-/* GPT-2's spelling of a byte as a printable character: itself where printable, else from U+0100 on. */
+/* GPT-2's spelling of a byte as a printable character: itself where printable, else from U+0100
+ * on. */
 static int byte_character(int byte) {
     int next = 256;
     for (int b = 0; b < 256; b++) {
@@ -41,8 +43,8 @@ static void byte_spelling(char out[8], int byte) {
     }
 }
 
-/* Word number `word` as the word it grows from and its last letter. Every shorter word has a smaller
- * number, so that merges can be listed in order. */
+/* Word number `word` as the word it grows from and its last letter. Every shorter word has a
+ * smaller number, so that merges can be listed in order. */
 static void word_spelling(char left[16], char right[2], int word) {
     char spaced[8], letters[5] = "";
     byte_spelling(spaced, ' ');
@@ -195,7 +197,8 @@ static int tokenizer_ids(const json_t *tokenizer) {
         json_int_t id = json_integer_value(json_object_get(token, "id"));
         if (id > most) most = id;
     }
-    json_object_foreach(json_object_get(json_object_get(tokenizer, "model"), "vocab"), name, token) {
+    json_t *vocab = json_object_get(json_object_get(tokenizer, "model"), "vocab");
+    json_object_foreach(vocab, name, token) {
         if (json_integer_value(token) > most) most = json_integer_value(token);
     }
     return most < INT_MAX ? (int)most + 1 : INT_MAX;

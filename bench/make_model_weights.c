@@ -1,4 +1,5 @@
-/* Writing random weights as safetensors, a few hundred MB/s: generated into one buffer, streamed out. */
+/* Writing random weights as safetensors, a few hundred MB/s: generated into one buffer, streamed
+ * out. */
 #include <errno.h>
 #include <inttypes.h>
 #include <limits.h>
@@ -15,7 +16,8 @@ enum { BUFFER_BYTES = 1 << 20, ALIGNMENT = 64 };
 
 /* --- the numbers ---------------------------------------------------------------------------- */
 
-static uint64_t mix_bits(uint64_t x) { /* SplitMix64's finaliser: every input bit reaches every output */
+/* SplitMix64's finaliser: every bit of the input reaches every bit of the output. */
+static uint64_t mix_bits(uint64_t x) {
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
     return x ^ (x >> 31);
@@ -39,8 +41,8 @@ static uint16_t f16_from_f32(float value) {
     return (uint16_t)(sign | ((magnitude >> 13) - (112u << 10)));
 }
 
-/* Elements first .. first + n - 1 of the tensor with this key: uniform over mean +- width. first is a
- * multiple of 4; four elements share one hash. */
+/* Elements first .. first + n - 1 of the tensor with this key: uniform over mean +- width. first
+ * is a multiple of 4; four elements share one hash. */
 static void fill(void *out, enum dtype dtype, uint64_t key, uint64_t first, size_t n, float mean,
                  float width) {
     for (size_t i = 0; i < n; i++) {
@@ -57,8 +59,8 @@ static void fill(void *out, enum dtype dtype, uint64_t key, uint64_t first, size
     }
 }
 
-/* Mean and standard deviation by role: matrices keep the size of what passes through them, logits have
- * a deviation of 4 (a real model's certainty), norms are near 1. */
+/* Mean and standard deviation by role: matrices keep the size of what passes through them, logits
+ * have a deviation of 4 (a real model's certainty), norms are near 1. */
 static void scale_of(float *mean, float *deviation, enum checkpoint_role role, int layer,
                      int64_t cols, const struct make_model_weights *weights) {
     float logits = 4.0f / sqrtf((float)weights->config->hidden);

@@ -111,8 +111,8 @@ static enum status read_heads(struct model_config *out, const struct json_place 
     bool head_dim_given = json_has(place, "head_dim");
     if (!head_dim_given && family->head_dim == 0 && out->hidden % out->n_heads != 0) {
         char expected[80];
-        snprintf(expected, sizeof expected, "a divisor of hidden_size (%d) when head_dim is missing",
-                 out->hidden);
+        snprintf(expected, sizeof expected,
+                 "a divisor of hidden_size (%d) when head_dim is missing", out->hidden);
         return json_refuse(place, "num_attention_heads", expected, err);
     }
     out->head_dim = family->head_dim != 0 ? family->head_dim : out->hidden / out->n_heads;
@@ -279,7 +279,8 @@ static enum status read_rope(struct model_config *out, const struct json_place *
     bool older = json_has(place, "rope_scaling"), newer = json_has(place, "rope_parameters");
     if (!older && !newer) return STATUS_OK;
     if (older && newer) {
-        return json_refuse(place, "rope_scaling", "nothing where rope_parameters is given too", err);
+        return json_refuse(place, "rope_scaling", "nothing where rope_parameters is given too",
+                           err);
     }
     const char *field = older ? "rope_scaling" : "rope_parameters";
     const json_t *object = json_object_get(place->object, field);

@@ -1,5 +1,5 @@
 /* What a checkpoint says of itself: config.json and generation_config.json of a Hugging Face
- * folder, checked and reduced to the numbers the engine computes with. Nothing here reads weights. */
+ * folder, checked and reduced to the numbers the engine computes with. It reads no weights. */
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>

@@ -6,7 +6,7 @@
 #include "model/shard.h"
 
 struct footprint {
-    size_t weights_bytes;      /* packed weights of this rank in the given format (bf16 or int8), f32
+    size_t weights_bytes;      /* this rank's packed weights in the given format (bf16 or int8), f32
                                   norms and biases; the embedding is read in place from the file */
     size_t kv_bytes_per_block; /* all layers, K and V, one block of 16 positions, bf16 */
     size_t scratch_bytes;      /* f32 activations and logits for max_rows rows, all with logits */

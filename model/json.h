@@ -18,7 +18,8 @@ enum status json_parse(json_t **out, const char *file, const char *text, size_t 
 enum status json_read_file(char **text, size_t *n_bytes, const char *path, size_t max_bytes,
                            struct error *err);
 
-/* An object and where it stands: `prefix` goes in front of field names in errors ("rope_scaling."). */
+/* An object and where it stands: `prefix` goes in front of field names in errors
+ * ("rope_scaling."). */
 struct json_place {
     const json_t *object;
     const char *file;
@@ -28,7 +29,7 @@ struct json_place {
 /* Whether the field is there and not null. */
 bool json_has(const struct json_place *place, const char *field);
 
-/* The value as JSON text, shortened to fit (at least 8 bytes); "missing" for NULL. Returns `text`. */
+/* The value as JSON text, shortened to fit (text_bytes >= 8); "missing" for NULL. Returns `text`. */
 const char *json_show(char *text, size_t text_bytes, const json_t *value);
 
 /* "FILE: field PREFIXfield is VALUE; expected EXPECTED" as INVALID_ARGUMENT. */

@@ -126,8 +126,8 @@ static enum status check_layout(struct safetensors *file, struct error *err) {
         const struct safetensors_tensor *tensor = &file->tensors[i];
         if (tensor->begin != at) {
             return error_set(err, STATUS_INVALID_ARGUMENT,
-                             "%s: data_offsets of \"%.190s\" begin at %" PRIu64 "; expected %" PRIu64
-                             ", where the tensor before it ends: %s",
+                             "%s: data_offsets of \"%.190s\" begin at %" PRIu64
+                             "; expected %" PRIu64 ", where the tensor before it ends: %s",
                              file->path, tensor->name, tensor->begin, at,
                              tensor->begin < at ? "they overlap" : "there is a hole");
         }
@@ -273,7 +273,8 @@ static enum status map_file(const void **bytes, size_t *n_bytes, const char *pat
     } else if (info.st_size < LENGTH_BYTES) {
         status = error_set(err, STATUS_INVALID_ARGUMENT,
                            "%s: truncated: the file has %lld bytes; a safetensors file begins with "
-                           "%d bytes of header length", path, (long long)info.st_size, LENGTH_BYTES);
+                           "%d bytes of header length",
+                           path, (long long)info.st_size, LENGTH_BYTES);
     } else {
         *n_bytes = (size_t)info.st_size;
         *bytes = mmap(NULL, *n_bytes, PROT_READ, MAP_PRIVATE, fd, 0);

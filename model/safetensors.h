@@ -1,7 +1,7 @@
-/* One safetensors file: 8 bytes of header length (little endian), a JSON header naming every tensor's
- * dtype, shape and byte range, then the data. Everything the header says is checked before a tensor
- * is handed out: ranges inside the file, disjoint, without holes, as long as shape and dtype ask.
- * Immutable after opening; any thread may read. */
+/* One safetensors file: 8 bytes of header length (little endian), a JSON header naming every
+ * tensor's dtype, shape and byte range, then the data. Everything the header says is checked
+ * before a tensor is handed out: ranges inside the file, disjoint, without holes, as long as shape
+ * and dtype ask. Immutable after opening; any thread may read. */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -28,8 +28,8 @@ struct safetensors {
     size_t n_tensors;
 };
 
-/* Maps the file and checks it. NOT_FOUND when it does not exist; INVALID_ARGUMENT naming file, tensor,
- * value seen and expected when it is not as it should be. On failure nothing stays open. */
+/* Maps the file and checks it. NOT_FOUND when it does not exist; INVALID_ARGUMENT naming file,
+ * tensor, value seen and expected when it is not as it should be. On failure nothing stays open. */
 enum status safetensors_open(struct safetensors **out, const char *path, struct error *err);
 void safetensors_close(struct safetensors *file);
 

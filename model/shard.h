@@ -2,9 +2,9 @@
  *
  * Row-parallel products (attention output, MLP down) are cut into 8 leaves whatever the degree:
  * leaf i owns query heads floor(i*H/8) .. floor((i+1)*H/8)-1, and intermediate columns
- * floor(i*U/8)*32 .. floor((i+1)*U/8)*32-1 with U = ceil(intermediate/32) units (the last unit may be
- * short). A rank of degree n owns 8/n neighbouring leaves. The vocabulary is cut in units of 32 rows.
- * Pure. */
+ * floor(i*U/8)*32 .. floor((i+1)*U/8)*32-1 with U = ceil(intermediate/32) units (the last unit may
+ * be short). A rank of degree n owns 8/n neighbouring leaves. The vocabulary is cut in units of 32
+ * rows. Pure. */
 #pragma once
 #include "common/error.h"
 #include "model/config.h"
@@ -15,7 +15,7 @@ struct shard {
     int rank, degree;        /* degree in {1, 2, 4, 8} */
     int n_leaves;            /* 8 / degree */
     int head_begin, head_end;       /* query heads; may be empty */
-    int kv_head_begin, kv_head_end; /* KV heads that those query heads read (replicated where shared) */
+    int kv_head_begin, kv_head_end; /* KV heads that those read (replicated where shared) */
     int inter_begin, inter_end;     /* MLP columns; may be empty */
     int vocab_begin, vocab_end;     /* rows of the LM head; may be empty */
     /* Leaf borders relative to this rank's part, n_leaves + 1 entries, in columns of the product:

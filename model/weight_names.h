@@ -1,5 +1,6 @@
-/* What each tensor of a checkpoint is called in Hugging Face files, and which shape the config gives
- * it. The one table shared by reading (checkpoint.c) and writing (tandem-bench make-model). Pure. */
+/* What each tensor of a checkpoint is called in Hugging Face files, and which shape the config
+ * gives it. The one table shared by reading (checkpoint.c) and writing (tandem-bench make-model).
+ * Pure. */
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>

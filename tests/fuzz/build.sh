@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds every fuzz_*.c here with clang's libFuzzer, AddressSanitizer and UBSan, and makes a seed corpus
-# for each from the fixtures:
+# Builds every fuzz_*.c here with clang's libFuzzer, AddressSanitizer and UBSan, and makes a seed
+# corpus for each from the fixtures:
 #
 #   tests/fuzz/build.sh BUILD_DIR
 #   BUILD_DIR/fuzz_config -max_total_time=60 BUILD_DIR/corpus/fuzz_config

@@ -1,5 +1,5 @@
-/* libFuzzer: any text as config.json; what follows a NUL byte is generation_config.json. What is accepted
- * must be safe to compute with. */
+/* libFuzzer: any text as config.json; what follows a NUL byte is generation_config.json. What is
+ * accepted must be safe to compute with. */
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>

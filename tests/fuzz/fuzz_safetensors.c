@@ -1,5 +1,5 @@
-/* libFuzzer: any bytes as a safetensors file. What is accepted must hold what the header promises: every
- * tensor inside the file, together covering the data exactly, each found again by its name. */
+/* libFuzzer: any bytes as a safetensors file. What is accepted must hold what the header promises:
+ * every tensor inside the file, all together the whole data, each found again by its name. */
 #include <stddef.h>
 #include <stdint.h>
 

@@ -1,4 +1,5 @@
-/* Checkpoint folders for tests: a copy of a fixture in a temporary folder, whose JSON can be patched. */
+/* Checkpoint folders for tests: a copy of a fixture in a temporary folder, whose JSON can be
+ * patched. */
 #pragma once
 #include <dirent.h>
 #include <jansson.h>
@@ -115,7 +116,8 @@ static inline void files_patch_header(const char *dir, const char *patch) {
     snprintf(path, sizeof path, "%s/model.safetensors", dir);
     unsigned char *bytes = (unsigned char *)files_read(path, &n_bytes);
     for (int i = 7; i >= 0; i--) header = header << 8 | bytes[i];
-    json_t *root = files_parse((char *)bytes + 8, header), *over = files_parse(patch, strlen(patch));
+    json_t *root = files_parse((char *)bytes + 8, header);
+    json_t *over = files_parse(patch, strlen(patch));
     files_merge(root, over);
     char *text = json_dumps(root, JSON_COMPACT);
     size_t n_text = strlen(text), n_data = n_bytes - 8 - header;

@@ -115,7 +115,7 @@ Test(checkpoint, fingerprint_tells_checkpoints_apart) {
               fingerprint_of(FIXTURES "llama-linear-rope"));
 }
 
-/* --- what is refused ---------------------------------------------------------------------------- */
+/* --- what is refused ----------------------------------------------------------------------- */
 
 struct lie {
     const char *fixture;
@@ -147,9 +147,10 @@ static const struct lie lies[] = {
      {"\"model.layers.1.self_attn.q_proj.weight\" is [32, 64]", "expected [64, 32]"}},
     {"llama-linear-rope", NULL, "{\"lm_head.weight\": {\"shape\": [2560]}}", NULL,
      {"\"lm_head.weight\" is [2560]", "expected [80, 32]"}},
-    {"llama-linear-rope", NULL, "{\"model.norm.weight\": null}", NULL, {"model.safetensors", "tensors cover"}},
-    {"llama-linear-rope", NULL, "{\"model.layers.1.self_attn.q_proj.bias\": " ENTRY("[0]") "}", NULL,
-     {"\"model.layers.1.self_attn.q_proj.bias\"", "does not account for", "change the results"}},
+    {"llama-linear-rope", NULL, "{\"model.norm.weight\": null}", NULL,
+     {"model.safetensors", "tensors cover"}},
+    {"llama-linear-rope", NULL, "{\"model.layers.1.self_attn.q_proj.bias\": " ENTRY("[0]") "}",
+     NULL, {"\"model.layers.1.self_attn.q_proj.bias\"", "does not account for", "change the results"}},
     {"llama-linear-rope", NULL, "{\"model.layers.0.mlp.up_proj.bias\": " ENTRY("[0]") "}", NULL,
      {"\"model.layers.0.mlp.up_proj.bias\"", "does not account for"}},
     {"llama-linear-rope", NULL, "{\"lm_head.bias\": " ENTRY("[0]") "}", NULL, {"\"lm_head.bias\""}},
@@ -159,7 +160,7 @@ static const struct lie lies[] = {
      {"_proj.bias\"", "does not account for"}},
     {"llama-tied-f16", "{\"tie_word_embeddings\": false}", NULL, NULL,
      {"\"lm_head.weight\" is missing"}},
-    /* Harmless: unused frequencies, an LM head that is tied, a layer that config.json leaves out. */
+    /* Harmless: unused frequencies, a tied LM head, a layer that config.json leaves out. */
     {"llama-linear-rope", NULL,
      "{\"model.layers.0.self_attn.rotary_emb.inv_freq\": " ENTRY("[0]") "}", NULL, {NULL}},
     {"llama-linear-rope", "{\"tie_word_embeddings\": true}", NULL, NULL, {NULL}},

@@ -1,4 +1,5 @@
-/* config.json of every family: what is accepted and what it becomes, and the words of every refusal. */
+/* config.json of every family: what is accepted and what it becomes, and the words of every
+ * refusal. */
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +14,8 @@ static const char BASE[] =
     " \"vocab_size\": 100, \"max_position_embeddings\": 128, \"rms_norm_eps\": 1e-5,"
     " \"hidden_act\": \"silu\", \"bos_token_id\": 1, \"eos_token_id\": 2}";
 
-/* Parses BASE with the fields of `patch` put over it; a field whose value is "(remove)" is taken out. */
+/* Parses BASE with the fields of `patch` put over it; a field whose value is "(remove)" is taken
+ * out. */
 static enum status parse(struct model_config *out, const char *patch, const char *generation,
                          struct error *err) {
     json_t *root = json_loads(BASE, 0, NULL), *over = json_loads(patch, 0, NULL);
@@ -69,8 +71,8 @@ Test(config, defaults_follow_the_family) {
     cr_assert_eq(accept("{\"num_key_value_heads\": \"(remove)\"}", NULL).n_kv_heads, 4);
     cr_assert_eq(accept("{\"num_key_value_heads\": null}", NULL).n_kv_heads, 4);
     cr_assert_eq(accept("{\"rms_norm_eps\": \"(remove)\"}", NULL).rms_eps, 1e-6f);
-    struct model_config c = accept("{\"bos_token_id\": \"(remove)\", \"eos_token_id\": \"(remove)\"}",
-                                   NULL);
+    struct model_config c = accept(
+        "{\"bos_token_id\": \"(remove)\", \"eos_token_id\": \"(remove)\"}", NULL);
     cr_assert_eq(c.bos, 1);
     cr_assert_eq(c.n_eos, 1);
     cr_assert_eq(c.eos[0], 2);
@@ -145,7 +147,8 @@ Test(config, rope_in_both_spellings) {
         cr_assert_eq(c.rope.high_freq_factor, 4.0f, "spelling %d", i);
         cr_assert_eq(c.rope.original_max_position, 8192, "spelling %d", i);
     }
-    struct model_config c = accept("{\"rope_scaling\": {\"type\": \"linear\", \"factor\": 4}}", NULL);
+    struct model_config c = accept("{\"rope_scaling\": {\"type\": \"linear\", \"factor\": 4}}",
+                                   NULL);
     cr_assert_eq(c.rope.scaling, MODEL_ROPE_LINEAR);
     cr_assert_eq(c.rope.factor, 4.0f);
     c = accept("{\"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 1e6}}", NULL);
@@ -173,8 +176,8 @@ static const struct {
     {"{\"intermediate_size\": true}", "field intermediate_size", "true", "an integer"},
     {"{\"max_position_embeddings\": \"(remove)\"}", "field max_position_embeddings", "missing",
      "an integer"},
-    {"{\"num_attention_heads\": 3, \"num_key_value_heads\": 3}", "field num_attention_heads", "is 3",
-     "divisor of hidden_size (64)"},
+    {"{\"num_attention_heads\": 3, \"num_key_value_heads\": 3}", "field num_attention_heads",
+     "is 3", "divisor of hidden_size (64)"},
     {"{\"num_key_value_heads\": 3}", "field num_key_value_heads", "is 3",
      "divisor of num_attention_heads (4)"},
     {"{\"architectures\": [\"MistralForCausalLM\"], \"num_key_value_heads\": \"(remove)\"}",
@@ -208,8 +211,8 @@ static const struct {
      "field layer_types", "linear_attention", "mixtures"},
     {"{\"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4}}", "rope_scaling.rope_type",
      "\"yarn\"", "\"llama3\""},
-    {"{\"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 4}}", "rope_scaling.type", "\"dynamic\"",
-     "\"llama3\""},
+    {"{\"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 4}}", "rope_scaling.type",
+     "\"dynamic\"", "\"llama3\""},
     {"{\"rope_parameters\": {\"rope_type\": \"longrope\"}}", "rope_parameters.rope_type",
      "\"longrope\"", "\"llama3\""},
     {"{\"rope_scaling\": {\"factor\": 4}}", "rope_scaling.type", "missing", "a string"},
@@ -286,4 +289,17 @@ Test(config, loads_a_folder_and_names_it) {
     cr_assert_eq(config.n_eos, 2);
     cr_assert_eq(model_config_load(&config, "/nonexistent", &err), STATUS_NOT_FOUND);
     cr_assert(strstr(err.text, "/nonexistent/config.json") != NULL);
+}
+
+Test(config, widest_product) {
+    struct model_config c = accept("{}", NULL);
+    cr_assert_eq(model_config_max_width(&c), 2 * 96); /* gate and up */
+    c = accept("{\"vocab_size\": 5000}", NULL);
+    cr_assert_eq(model_config_max_width(&c), 5000);
+    c = accept("{\"head_dim\": 128}", NULL);
+    cr_assert_eq(model_config_max_width(&c), (4 + 2 * 2) * 128); /* q, k and v */
+    c = accept("{\"hidden_size\": 4096}", NULL);
+    cr_assert_eq(model_config_max_width(&c), (4 + 2 * 2) * 1024);
+    c = accept("{\"hidden_size\": 4096, \"head_dim\": 16}", NULL);
+    cr_assert_eq(model_config_max_width(&c), 4096);
 }

@@ -55,7 +55,7 @@ Test(footprint, odd_shapes_are_padded) {
     struct model_config config = {.hidden = 20, .n_layers = 1, .n_heads = 1, .n_kv_heads = 1,
                                   .head_dim = 6, .intermediate = 40, .vocab = 33};
     size_t qkv = 32 * 64, o = 32 * 64, gate_up = 80 * 64, head = 48 * 64;
-    size_t down = 32 * 128; /* 40 columns are two units in two leaves: 32 and 8, padded to 64 each */
+    size_t down = 32 * 128; /* 40 columns are two leaves, 32 and 8, padded to 64 each */
     size_t norms = 3 * 20 * 4;
     cr_assert_eq(footprint(&config, 0, 1, DTYPE_BF16, 1).weights_bytes,
                  2 * (qkv + o + gate_up + down + head) + norms);

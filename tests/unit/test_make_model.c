@@ -1,5 +1,6 @@
-/* tandem-bench make-model: what it writes opens as a checkpoint, is the same every time, and a pair is
- * one model and its first layers. The sources are included: the bench is a program, not a library. */
+/* tandem-bench make-model: what it writes opens as a checkpoint, is the same every time, and a
+ * pair is one model and its first layers. The sources are included: the bench is a program, not a
+ * library. */
 #include "bench/make_model.c"
 #include "bench/make_model_tokenizer.c"
 #include "bench/make_model_weights.c"
@@ -93,7 +94,8 @@ Test(make_model, known_shapes_have_their_sizes) {
                  2048 * 1024 + 1024 * 1024 + 3 * 3072 * 1024 + 3 * 1024 + 2 * 32000 * 1024);
     cr_assert(!checkpoint_config(checkpoint)->tied_embeddings);
     checkpoint_close(checkpoint);
-    cr_assert_eq(make_in(dir, "--shape llama-3.2-1b --hidden 64 --ffn 64 --layers 1 --vocab 300"), 0);
+    const char *narrow = "--shape llama-3.2-1b --hidden 64 --ffn 64 --layers 1 --vocab 300";
+    cr_assert_eq(make_in(dir, narrow), 0);
     checkpoint = open_made(dir);
     cr_assert_not_null(checkpoint);
     const struct model_config *config = checkpoint_config(checkpoint);
@@ -207,7 +209,7 @@ static json_t *load_json(const char *dir, const char *name) {
     return json_load_file(path, JSON_REJECT_DUPLICATES, NULL);
 }
 
-/* Every id below vocab has exactly one spelling; every merge makes a word of two that come before. */
+/* Every id below vocab has one spelling; every merge makes a word of two that come before. */
 Test(make_model, the_generated_tokenizer_is_complete) {
     char dir[64];
     enum { VOCAB = 20000 }; /* past the three-letter words */
@@ -288,7 +290,7 @@ Test(make_model, rounds_to_half_precision) {
         cr_assert_eq(f16_from_f32(value), half);
         cr_assert_eq(f16_from_f32(-value), half | 0x8000u);
         if (half + 1 == 0x7c00) continue;
-        float middle = (value + f16_to_f32((uint16_t)(half + 1))) / 2; /* exact: a tie goes to even */
+        float middle = (value + f16_to_f32((uint16_t)(half + 1))) / 2; /* exact; goes to even */
         cr_assert_eq(f16_from_f32(middle), half + (half & 1u));
         cr_assert_eq(f16_from_f32(nextafterf(middle, 0)), half);
         cr_assert_eq(f16_from_f32(nextafterf(middle, 1e9f)), half + 1);

@@ -1,5 +1,5 @@
-/* Shards of every degree: the leaves of all ranks, put together, are the same 8 leaves, and cover every
- * head, column and row exactly once. Exhaustive over small shapes. */
+/* Shards of every degree: the leaves of all ranks, put together, are the same 8 leaves, and cover
+ * every head, column and row exactly once. Exhaustive over small shapes. */
 #include "model/shard.h"
 #include "tests/unit/test.h"
 
@@ -53,7 +53,8 @@ static bool ranks_cover(const struct model_config *config, int degree) {
     for (int rank = 0; rank < degree; rank++) {
         struct shard s = shard_of(config, rank, degree);
         if (s.degree != degree || s.rank != rank || s.n_leaves * degree != 8) return false;
-        if (s.head_begin != heads || s.inter_begin != columns || s.vocab_begin != rows) return false;
+        if (s.head_begin != heads || s.inter_begin != columns) return false;
+        if (s.vocab_begin != rows) return false;
         if (s.vocab_begin % 32 != 0 && s.vocab_begin != config->vocab) return false;
         if (s.vocab_end < s.vocab_begin) return false;
         if (!leaves_match(config, &s) || !kv_heads_match(config, &s)) return false;
