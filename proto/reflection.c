@@ -30,7 +30,7 @@ struct reflection {
     Tandem__Reflection__File *files[FILES_MAX];
 };
 
-/* ---- looking up symbols ------------------------------------------------------------------------ */
+/* ---- looking up symbols ---------------------------------------------------------------------- */
 
 /* Whether `symbol` begins with the part `name`; then `*rest` is what follows its dot, or "". */
 static bool part_matches(const char *symbol, const char *name, const char **rest) {
@@ -80,7 +80,8 @@ static bool service_defines(Tandem__Reflection__Service *const *services, size_t
     const char *rest;
     for (size_t i = 0; i < n; i++) {
         if (!part_matches(symbol, services[i]->name, &rest)) continue;
-        if (*rest == '\0' || is_named(services[i]->method, services[i]->n_method, rest)) return true;
+        if (*rest == '\0') return true;
+        if (is_named(services[i]->method, services[i]->n_method, rest)) return true;
     }
     return false;
 }
@@ -107,7 +108,7 @@ static long file_with_name(const struct reflection *reflection, const char *name
     return -1;
 }
 
-/* ---- answers --------------------------------------------------------------------------------------- */
+/* ---- answers --------------------------------------------------------------------------------- */
 
 /* Puts file `i` and, before it, what it imports into files [*n]; `seen` [FILES_MAX]. */
 static void collect_files(const struct reflection *reflection, size_t i, bool *seen,
@@ -204,7 +205,7 @@ static void info(struct rpc_call *call, const ProtobufCMessage *message, void *u
     }
 }
 
-/* ---- creating ---------------------------------------------------------------------------------------- */
+/* ---- creating -------------------------------------------------------------------------------- */
 
 static enum status check_services(const struct reflection *reflection, struct error *err) {
     for (size_t i = 0; i < reflection->n_services; i++) {

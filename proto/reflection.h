@@ -1,5 +1,5 @@
-/* grpc.reflection.v1 and v1alpha: tells clients (grpcurl, Postman) which services this binary serves
- * and what their messages look like, from a descriptor set embedded at build time.
+/* grpc.reflection.v1 and v1alpha: tells clients (grpcurl, Postman) which services this binary
+ * serves and what their messages look like, from a descriptor set embedded at build time.
  *
  * Stateless. Threads: any. Answered: list_services, file_by_filename, file_containing_symbol; other
  * questions get an error_response with UNIMPLEMENTED. */
@@ -8,8 +8,8 @@
 
 struct reflection;
 
-/* `services`: the names to list, e.g. "tandem.v1.Generation" (borrowed, [n_services]). INTERNAL: the
- * embedded descriptor set lacks one of them. */
+/* `services`: the names to list, e.g. "tandem.v1.Generation" (borrowed, [n_services]). INTERNAL:
+ * the embedded descriptor set lacks one of them. */
 enum status reflection_create(struct reflection **reflection, const char *const *services,
                               size_t n_services, struct error *err);
 

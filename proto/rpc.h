@@ -5,8 +5,8 @@
  * Threads. A server has `n_threads` queue threads (one by default), a channel has one, started with
  * its first stream in callback mode. They move events and call the callbacks below. A callback must
  * be short and must not block: decode, hand over, return. All callbacks of one call or stream come
- * one after the other on one thread. Every rpc_call_* and rpc_stream_* function may be used from any
- * thread, callbacks included, unless its comment says otherwise.
+ * one after the other on one thread. Every rpc_call_* and rpc_stream_* function may be used from
+ * any thread, callbacks included, unless its comment says otherwise.
  *
  * Messages given to callbacks and returned by receive functions live in one block of memory each;
  * see rpc_message_keep and rpc_message_free.
@@ -21,11 +21,11 @@
 
 #include "common/error.h"
 
-/* ---- messages ------------------------------------------------------------------------------ */
+/* ---- messages -------------------------------------------------------------------------------- */
 
-/* Parses `n_bytes` wire bytes into `*message`, which the caller frees with rpc_message_free. At most
- * `unpacked_max` bytes are allocated for it. INVALID_ARGUMENT when the bytes are not such a message,
- * or when it would unpack to more than that. */
+/* Parses `n_bytes` wire bytes into `*message`, which the caller frees with rpc_message_free. At
+ * most `unpacked_max` bytes are allocated for it. INVALID_ARGUMENT when the bytes are not such a
+ * message, or when it would unpack to more than that. */
 enum status rpc_message_unpack(ProtobufCMessage **message, const ProtobufCMessageDescriptor *type,
                                const void *bytes, size_t n_bytes, size_t unpacked_max,
                                struct error *err);
@@ -37,7 +37,7 @@ ProtobufCMessage *rpc_message_keep(const ProtobufCMessage *message);
  * the caller built. */
 void rpc_message_free(ProtobufCMessage *message);
 
-/* ---- server -------------------------------------------------------------------------------- */
+/* ---- server ---------------------------------------------------------------------------------- */
 
 struct rpc_server;
 struct rpc_call;
@@ -60,9 +60,9 @@ struct rpc_method {
     void (*on_half_close)(struct rpc_call *call, void *user);
     /* May be NULL: everything sent so far has left (see rpc_call_backlog). */
     void (*on_drained)(struct rpc_call *call, void *user);
-    /* May be NULL: the last callback of a call that has seen one. `cancelled`: the client went away,
-     * cancelled or ran past its deadline, or the call was aborted; nothing needs finishing then.
-     * After this the call is only memory, gone with its last reference. */
+    /* May be NULL: the last callback of a call that has seen one. `cancelled`: the client went
+     * away, cancelled or ran past its deadline, or the call was aborted; nothing needs finishing
+     * then. After this the call is only memory, gone with its last reference. */
     void (*on_closed)(struct rpc_call *call, bool cancelled, void *user);
     /* The longest a call may live, 0: as long as it likes. Past it: DEADLINE_EXCEEDED. Checked four
      * times a second; rpc_call_deadline_ns counts it in. */
@@ -107,15 +107,15 @@ int rpc_server_port(const struct rpc_server *server);
 size_t rpc_server_live_calls(const struct rpc_server *server);
 
 /* Stops: no new calls, at most `grace_ms` for the live ones to finish by themselves, then they are
- * cancelled (on_closed with cancelled = true; clients see UNAVAILABLE or CANCELLED). Returns when the
- * last callback has returned. Not from a callback. Idempotent. */
+ * cancelled (on_closed with cancelled = true; clients see UNAVAILABLE or CANCELLED). Returns when
+ * the last callback has returned. Not from a callback. Idempotent. */
 void rpc_server_stop(struct rpc_server *server, int64_t grace_ms);
 
 /* Stops without grace if that was not done, and frees. Calls still referenced by their users remain
  * as memory until unreferenced. NULL is fine. */
 void rpc_server_destroy(struct rpc_server *server);
 
-/* ---- a call on the server ------------------------------------------------------------------ */
+/* ---- a call on the server -------------------------------------------------------------------- */
 
 /* In a callback `call` is borrowed: it is valid until on_closed has returned. Whoever keeps it
  * longer, or uses it from another thread, takes a reference. */
@@ -128,8 +128,8 @@ void *rpc_call_data(const struct rpc_call *call);
 
 /* Packs the message now and queues it; it leaves as fast as the client reads. At most one write is
  * under way per call, so a slow client holds only its own stream back.
- * RESOURCE_EXHAUSTED: the backlog is full or the message above message_bytes_max, nothing was queued;
- * CANCELLED: the call is closed, or finished. */
+ * RESOURCE_EXHAUSTED: the backlog is full or the message above message_bytes_max, nothing was
+ * queued; CANCELLED: the call is closed, or finished. */
 enum status rpc_call_send(struct rpc_call *call, const ProtobufCMessage *message);
 
 /* Messages accepted by rpc_call_send and not yet written (the one under way included). An owner
@@ -163,10 +163,11 @@ bool rpc_call_cancelled(const struct rpc_call *call);
 /* "ipv4:127.0.0.1:41234". Valid as long as the call. */
 const char *rpc_call_peer(const struct rpc_call *call);
 
-/* Copies the client's metadata value for `key` (lower case), cut to size - 1 bytes; false: absent. */
+/* Copies the client's metadata value for `key` (lower case), cut to size - 1 bytes; false:
+ * absent. */
 bool rpc_call_metadata(const struct rpc_call *call, const char *key, char *value, size_t size);
 
-/* ---- channel: the client side -------------------------------------------------------------- */
+/* ---- channel: the client side ---------------------------------------------------------------- */
 
 struct rpc_channel;
 struct rpc_stream;
@@ -205,7 +206,8 @@ struct rpc_trailer {
 /* One request, one answer; blocks. `deadline_ns`: clock_now_ns's clock, 0: none. On STATUS_OK the
  * caller frees `*response`; otherwise it is NULL and `err` has the server's status and text.
  * `trailers` [n_trailers], may be NULL. */
-enum status rpc_unary(struct rpc_channel *channel, const char *path, const ProtobufCMessage *request,
+enum status rpc_unary(struct rpc_channel *channel, const char *path,
+                      const ProtobufCMessage *request,
                       const ProtobufCMessageDescriptor *response_type, ProtobufCMessage **response,
                       int64_t deadline_ns, struct rpc_trailer *trailers, size_t n_trailers,
                       struct error *err);
@@ -222,11 +224,12 @@ struct rpc_stream_callbacks {
 };
 
 /* Begins a call with a stream in one or both directions. `callbacks` (copied) NULL: blocking mode,
- * where one thread reads with rpc_stream_recv, which also moves what was sent. Does not wait for the
- * server: a refused or failed call shows as its end. */
-enum status rpc_stream_open(struct rpc_stream **stream, struct rpc_channel *channel, const char *path,
-                            const ProtobufCMessageDescriptor *response_type, int64_t deadline_ns,
-                            const struct rpc_stream_callbacks *callbacks, struct error *err);
+ * where one thread reads with rpc_stream_recv, which also moves what was sent. Does not wait for
+ * the server: a refused or failed call shows as its end. */
+enum status rpc_stream_open(struct rpc_stream **stream, struct rpc_channel *channel,
+                            const char *path, const ProtobufCMessageDescriptor *response_type,
+                            int64_t deadline_ns, const struct rpc_stream_callbacks *callbacks,
+                            struct error *err);
 
 /* As rpc_call_send. */
 enum status rpc_stream_send(struct rpc_stream *stream, const ProtobufCMessage *message);

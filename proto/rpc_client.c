@@ -40,7 +40,7 @@ struct rpc_stream {
     bool silenced, in_callback;
 };
 
-/* ---- channel ------------------------------------------------------------------------------------- */
+/* ---- channel --------------------------------------------------------------------------------- */
 
 struct rpc_channel_options rpc_channel_options_default(void) {
     return (struct rpc_channel_options){
@@ -139,7 +139,7 @@ static void error_from_core(struct error *err, grpc_status_code status, grpc_sli
               (const char *)GRPC_SLICE_START_PTR(text));
 }
 
-/* ---- unary ----------------------------------------------------------------------------------------- */
+/* ---- unary ----------------------------------------------------------------------------------- */
 
 /* What one unary call receives. */
 struct answer {
@@ -149,8 +149,8 @@ struct answer {
     grpc_slice text;
 };
 
-/* Everything in one batch, waited for by plucking its only event from the call's own queue. Metadata
- * elements die with the core call, so the wanted trailers are filled here. */
+/* Everything in one batch, waited for by plucking its only event from the call's own queue.
+ * Metadata elements die with the core call, so the wanted trailers are filled here. */
 static void unary_run(struct rpc_channel *channel, const char *path, grpc_byte_buffer *request,
                       int64_t deadline_ns, struct answer *answer, struct rpc_trailer *trailers,
                       size_t n_trailers) {
@@ -184,7 +184,8 @@ static void unary_run(struct rpc_channel *channel, const char *path, grpc_byte_b
     grpc_completion_queue_destroy(queue);
 }
 
-enum status rpc_unary(struct rpc_channel *channel, const char *path, const ProtobufCMessage *request,
+enum status rpc_unary(struct rpc_channel *channel, const char *path,
+                      const ProtobufCMessage *request,
                       const ProtobufCMessageDescriptor *response_type, ProtobufCMessage **response,
                       int64_t deadline_ns, struct rpc_trailer *trailers, size_t n_trailers,
                       struct error *err) {
@@ -216,7 +217,7 @@ enum status rpc_unary(struct rpc_channel *channel, const char *path, const Proto
     return end.status;
 }
 
-/* ---- streams: lifetime ------------------------------------------------------------------------------- */
+/* ---- streams: lifetime ----------------------------------------------------------------------- */
 
 static struct rpc_stream *stream_of(struct rpc_endpoint *endpoint) {
     return (struct rpc_stream *)endpoint;   /* its first member */
@@ -256,7 +257,7 @@ static void callback_end(struct rpc_stream *stream) {
     pthread_mutex_unlock(&stream->callback_lock);
 }
 
-/* ---- streams: endpoint hooks --------------------------------------------------------------------------- */
+/* ---- streams: endpoint hooks ----------------------------------------------------------------- */
 
 static bool stream_message(struct rpc_endpoint *endpoint, ProtobufCMessage *message) {
     struct rpc_stream *stream = stream_of(endpoint);
@@ -307,7 +308,7 @@ static const struct rpc_endpoint_hooks stream_hooks = {
     .drained = stream_drained, .closed = stream_closed, .released = stream_released,
 };
 
-/* ---- streams: the user's side ---------------------------------------------------------------------------- */
+/* ---- streams: the user's side ---------------------------------------------------------------- */
 
 /* The channel's queue thread starts with its first stream in callback mode. */
 static void channel_add_stream(struct rpc_channel *channel, bool needs_loop) {
@@ -333,9 +334,10 @@ static void stream_begin(struct rpc_stream *stream, uint32_t initial_flags) {
     rpc_endpoint_open(&stream->endpoint, ops, 3, true);
 }
 
-enum status rpc_stream_open(struct rpc_stream **out, struct rpc_channel *channel, const char *path,
-                            const ProtobufCMessageDescriptor *response_type, int64_t deadline_ns,
-                            const struct rpc_stream_callbacks *callbacks, struct error *err) {
+enum status rpc_stream_open(struct rpc_stream **out, struct rpc_channel *channel,
+                            const char *path, const ProtobufCMessageDescriptor *response_type,
+                            int64_t deadline_ns, const struct rpc_stream_callbacks *callbacks,
+                            struct error *err) {
     *out = NULL;
     if (path[0] != '/' || strchr(path + 1, '/') == NULL) {
         return error_set(err, STATUS_INVALID_ARGUMENT,
@@ -407,7 +409,8 @@ void rpc_stream_cancel(struct rpc_stream *stream) {
     rpc_endpoint_cancel(&stream->endpoint, STATUS_CANCELLED, "cancelled by the client");
 }
 
-/* Blocking mode: nobody else runs the stream's loop, so it is run here until the core call is gone. */
+/* Blocking mode: nobody else runs the stream's loop, so it is run here until the core call is
+ * gone. */
 static void drain_own_loop(struct rpc_stream *stream) {
     gpr_timespec never = gpr_inf_future(GPR_CLOCK_MONOTONIC);
     while (atomic_load(&stream->refs) > 1) rpc_loop_step(&stream->own_loop, never);

@@ -11,7 +11,8 @@ struct block_chunk {
     struct block_chunk *next;
 };
 
-/* Stands directly before its message. Memory is taken from the front chunk; all chunks go at once. */
+/* Stands directly before its message. Memory is taken from the front chunk; all chunks go at
+ * once. */
 struct block {
     struct block_chunk *chunks;      /* beyond the first, which is the block */
     char *free, *end;

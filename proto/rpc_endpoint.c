@@ -45,9 +45,10 @@ static void queue_free(struct rpc_packed *packed) {
     }
 }
 
-/* ---- writing ------------------------------------------------------------------------------- */
+/* ---- writing --------------------------------------------------------------------------------- */
 
-/* Under the lock: claims the next write for the caller. False: nothing to write, or one under way. */
+/* Under the lock: claims the next write for the caller. False: nothing to write, or one under
+ * way. */
 static bool write_claim(struct rpc_endpoint *e) {
     if (e->write_busy || e->closed || e->end_started) return false;
     if (e->queue == NULL && !e->end_wanted) return false;
@@ -169,7 +170,7 @@ void rpc_endpoint_cancel(struct rpc_endpoint *e, enum status status, const char 
     op_end(e);
 }
 
-/* ---- reading and closing ------------------------------------------------------------------- */
+/* ---- reading and closing --------------------------------------------------------------------- */
 
 /* A client's call is closed when its status has come and the messages before it are delivered. */
 static void close_if_over(struct rpc_endpoint *e) {

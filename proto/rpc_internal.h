@@ -26,7 +26,7 @@ void __tsan_release(void *address);
 #define RPC_TAKE_OVER(tag) ((void)(tag))
 #endif
 
-/* ---- loop ---------------------------------------------------------------------------------- */
+/* ---- loop ------------------------------------------------------------------------------------ */
 
 /* Something started on a queue; its address is the tag. */
 struct rpc_op {
@@ -36,8 +36,8 @@ struct rpc_op {
 
 /* A completion queue and the thread that empties it. A queue hands out ready events without looking
  * at the sockets, so while writes are started as fast as their events are handled, cancels and new
- * calls would wait for ever. Every RPC_LOOP_EVENTS events the loop therefore looks at the sockets by
- * asking a second queue, which is always empty: that polls once and returns. */
+ * calls would wait for ever. Every RPC_LOOP_EVENTS events the loop therefore looks at the sockets
+ * by asking a second queue, which is always empty: that polls once and returns. */
 #define RPC_LOOP_EVENTS 16
 
 struct rpc_loop {
@@ -56,7 +56,7 @@ enum rpc_loop_event rpc_loop_step(struct rpc_loop *loop, gpr_timespec deadline);
 /* After the queue was shut down and emptied. */
 void rpc_loop_destroy(struct rpc_loop *loop);
 
-/* ---- endpoint ------------------------------------------------------------------------------ */
+/* ---- endpoint -------------------------------------------------------------------------------- */
 
 struct rpc_limits {
     size_t message_bytes_max, unpacked_bytes_max, backlog_messages_max, backlog_bytes_max;
@@ -84,8 +84,8 @@ struct rpc_endpoint_hooks {
 };
 
 /* Lifetime: `n_ops` counts operations in flight. Opening starts the one that waits for the peer's
- * last word, so n_ops reaches 0 once, after `closed`; the core call is released then. Core functions
- * are called without the lock, while n_ops keeps the core call alive. */
+ * last word, so n_ops reaches 0 once, after `closed`; the core call is released then. Core
+ * functions are called without the lock, while n_ops keeps the core call alive. */
 struct rpc_endpoint {
     const struct rpc_endpoint_hooks *hooks;
     const struct rpc_limits *limits;
@@ -117,8 +117,8 @@ struct rpc_endpoint {
 /* The caller fills hooks, limits, incoming_type, loop, core, is_client before. */
 void rpc_endpoint_init(struct rpc_endpoint *endpoint);
 
-/* Starts the operation that waits for the peer's last word: ops [n_ops_in_batch], tag close_op; and,
- * if `read`, reading. */
+/* Starts the operation that waits for the peer's last word: ops [n_ops_in_batch], tag close_op;
+ * and, if `read`, reading. */
 void rpc_endpoint_open(struct rpc_endpoint *endpoint, const grpc_op *ops, size_t n_ops_in_batch,
                        bool read);
 
@@ -138,7 +138,7 @@ void rpc_endpoint_cancel(struct rpc_endpoint *endpoint, enum status status, cons
 /* After `released`, when the last user is gone. */
 void rpc_endpoint_fini(struct rpc_endpoint *endpoint);
 
-/* ---- small things -------------------------------------------------------------------------- */
+/* ---- small things ---------------------------------------------------------------------------- */
 
 /* Unpacks a received buffer. */
 enum status rpc_buffer_unpack(ProtobufCMessage **message, const ProtobufCMessageDescriptor *type,

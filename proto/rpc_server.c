@@ -75,7 +75,7 @@ static struct rpc_call *call_of(struct rpc_endpoint *endpoint) {
     return (struct rpc_call *)endpoint;   /* its first member */
 }
 
-/* ---- the list of calls with a limited lifetime ------------------------------------------------- */
+/* ---- the list of calls with a limited lifetime ----------------------------------------------- */
 
 static struct server_loop *loop_of(struct rpc_call *call) {
     return (struct server_loop *)call->endpoint.loop;   /* its first member */
@@ -107,11 +107,11 @@ static void lifetime_check(struct server_loop *loop) {
     loop->next_check_ns = now + LIFETIME_CHECK_MS * NS_PER_MS;
     for (struct rpc_call *call = loop->first; call != NULL; call = call->next) {
         if (now < call->lifetime_end_ns) continue;
-        rpc_call_abort(call, STATUS_DEADLINE_EXCEEDED, "the server's limit for this call is reached");
+        rpc_call_abort(call, STATUS_DEADLINE_EXCEEDED, "the server's time limit is reached");
     }
 }
 
-/* ---- endpoint hooks: a call's life -------------------------------------------------------------- */
+/* ---- endpoint hooks: a call's life ----------------------------------------------------------- */
 
 static bool call_message(struct rpc_endpoint *endpoint, ProtobufCMessage *message) {
     struct rpc_call *call = call_of(endpoint);
@@ -169,7 +169,7 @@ static const struct rpc_endpoint_hooks call_hooks = {
     .drained = call_drained, .closed = call_closed, .released = call_released,
 };
 
-/* ---- accepting ----------------------------------------------------------------------------------- */
+/* ---- accepting ------------------------------------------------------------------------------- */
 
 static void accept_next(struct server_loop *loop) {
     grpc_call_details_init(&loop->details);
@@ -259,7 +259,7 @@ static void *loop_main(void *argument) {
     return NULL;
 }
 
-/* ---- creating ------------------------------------------------------------------------------------ */
+/* ---- creating -------------------------------------------------------------------------------- */
 
 struct rpc_server_options rpc_server_options_default(void) {
     return (struct rpc_server_options){
@@ -425,7 +425,7 @@ size_t rpc_server_live_calls(const struct rpc_server *server) {
     return n;
 }
 
-/* ---- stopping ------------------------------------------------------------------------------------ */
+/* ---- stopping -------------------------------------------------------------------------------- */
 
 /* Gives the calls in the foreground `grace_ms` to end by themselves. */
 static void wait_for_grace(struct rpc_server *server, int64_t grace_ms) {
@@ -475,7 +475,7 @@ void rpc_server_destroy(struct rpc_server *server) {
     free(server);
 }
 
-/* ---- a call's functions ---------------------------------------------------------------------------- */
+/* ---- a call's functions ---------------------------------------------------------------------- */
 
 void rpc_call_set_data(struct rpc_call *call, void *data) { atomic_store(&call->data, data); }
 

@@ -31,7 +31,7 @@ static struct {
     char user_agent[64], peer[64];
 } seen;
 
-/* ---- the service under test -------------------------------------------------------------------- */
+/* ---- the service under test ------------------------------------------------------------------ */
 
 static void echo(struct rpc_call *call, const ProtobufCMessage *message, void *user) {
     (void)user;
@@ -39,7 +39,7 @@ static void echo(struct rpc_call *call, const ProtobufCMessage *message, void *u
     rpc_call_metadata(call, "user-agent", seen.user_agent, sizeof seen.user_agent);
     snprintf(seen.peer, sizeof seen.peer, "%s", rpc_call_peer(call));
     Tandem__V1__TokenizeResponse answer = TANDEM__V1__TOKENIZE_RESPONSE__INIT;
-    if (request->input_case == TANDEM__V1__TOKENIZE_REQUEST__INPUT_TEXT) answer.text = request->text;
+    answer.text = request->text;
     rpc_call_reply(call, &answer.base);
 }
 
@@ -143,7 +143,7 @@ static const struct rpc_method methods[] = {
 };
 static const struct rpc_service service = {methods, sizeof methods / sizeof methods[0], NULL};
 
-/* ---- fixture --------------------------------------------------------------------------------------- */
+/* ---- fixture --------------------------------------------------------------------------------- */
 
 struct pair {
     struct rpc_server *server;
@@ -240,7 +240,7 @@ static int read_all(struct rpc_stream *stream, struct error *end) {
     return n;
 }
 
-/* ---- calls ------------------------------------------------------------------------------------------- */
+/* ---- calls ----------------------------------------------------------------------------------- */
 
 Test(rpc, unary_answers_and_shows_peer_and_metadata) {
     struct pair pair = pair_create();
@@ -374,7 +374,7 @@ Test(rpc, destroyed_callback_stream_is_silent) {
     pair_destroy(&pair);
 }
 
-/* ---- ends: cancel, deadline, failures ------------------------------------------------------------------ */
+/* ---- ends: cancel, deadline, failures -------------------------------------------------------- */
 
 Test(rpc, cancel_by_the_client_reaches_the_server) {
     struct pair pair = pair_create();
@@ -501,7 +501,7 @@ Test(rpc, unknown_method_is_refused_by_name) {
     pair_destroy(&pair);
 }
 
-/* ---- hostile input ---------------------------------------------------------------------------------------- */
+/* ---- hostile input --------------------------------------------------------------------------- */
 
 static enum status send_bytes(struct rpc_channel *channel, const char *path, const void *bytes,
                               size_t n, struct error *err) {
@@ -574,7 +574,7 @@ Test(rpc, unpacking_is_bounded) {
     pair_destroy(&pair);
 }
 
-/* ---- flow ------------------------------------------------------------------------------------------------- */
+/* ---- flow ------------------------------------------------------------------------------------ */
 
 Test(rpc, slow_reader_holds_only_itself_back) {
     struct rpc_server_options options = rpc_server_options_default();
@@ -697,7 +697,7 @@ Test(rpc, sends_from_many_threads_race_with_a_cancel) {
     rpc_server_destroy(server);
 }
 
-/* ---- coming and going --------------------------------------------------------------------------------------- */
+/* ---- coming and going ------------------------------------------------------------------------ */
 
 Test(rpc, a_taken_port_is_refused_in_one_sentence) {
     struct pair pair = pair_create();
@@ -826,8 +826,8 @@ Test(rpc, stopping_gives_calls_their_grace) {
     rpc_server_destroy(server);
 }
 
-/* Run as `test_rpc --serve-for-a-test FD`: serves until killed. A process of its own, by spawn, since
- * forking with gRPC's threads around is not possible. */
+/* Run as `test_rpc --serve-for-a-test FD`: serves until killed. A process of its own, by spawn,
+ * since forking with gRPC's threads around is not possible. */
 __attribute__((constructor)) static void serve_when_asked(int argc, char **argv) {
     if (argc != 3 || strcmp(argv[1], "--serve-for-a-test") != 0) return;
     struct rpc_server_options options = rpc_server_options_default();

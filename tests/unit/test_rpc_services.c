@@ -36,7 +36,7 @@ static void pair_destroy(struct pair *pair) {
     rpc_server_destroy(pair->server);
 }
 
-/* ---- health --------------------------------------------------------------------------------------------------- */
+/* ---- health ---------------------------------------------------------------------------------- */
 
 #define HEALTH "/grpc.health.v1.Health/"
 
@@ -178,7 +178,7 @@ Test(health, watchers_are_bounded_freed_and_do_not_hold_a_stop) {
     health_pair_destroy(made);
 }
 
-/* ---- reflection ------------------------------------------------------------------------------------------------- */
+/* ---- reflection ------------------------------------------------------------------------------ */
 
 static const char *const served[] = {"tandem.v1.Generation", "tandem.v1.Operations",
                                      "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection",
@@ -224,7 +224,8 @@ static Grpc__Reflection__V1__ServerReflectionResponse *ask(struct rpc_stream *st
     return (void *)message;
 }
 
-/* The error code of the answer; 0 and *found_text (whether the file names `text`) when a file came. */
+/* The error code of the answer; 0 and *found_text (whether the file names `text`) when a file
+ * came. */
 static int ask_for_file(struct rpc_stream *stream, ask_fn fill, const char *name, const char *text,
                         bool *found_text) {
     Grpc__Reflection__V1__ServerReflectionResponse *answer = ask(stream, fill, name);
