@@ -28,13 +28,13 @@ Test(footprint, aligned_shapes_have_no_padding) {
     cr_assert_eq(bf16.scratch_bytes, 8 * row * 4);
 }
 
-Test(footprint, int8_adds_a_scale_per_row_and_leaf) {
+Test(footprint, int8_adds_a_scale_and_a_sum_per_row_and_leaf) {
     struct model_config config = model_216m();
     size_t norms = (12 * 2 + 1) * 1024 * 4;
     size_t column_rows = 12 * (2048 + 2 * 3072) + 32000, tree_rows = 12 * 2 * 1024;
     struct footprint whole = footprint(&config, 0, 1, DTYPE_I8, 8);
     cr_assert_eq(whole.weights_bytes,
-                 (size_t)MATRIX_216M + norms + 4 * (column_rows + 8 * tree_rows));
+                 (size_t)MATRIX_216M + norms + 8 * (column_rows + 8 * tree_rows));
 }
 
 Test(footprint, biases_and_head_norms_are_counted) {
