@@ -1,0 +1,108 @@
+/* What operators ask: the fleet's state and the plan. On the coordinator's thread. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "common/clock.h"
+#include "coordinator/coordinator.h"
+#include "tandem/v1/operations.pb-c.h"
+
+/* One replica's answer with everything it points to. */
+struct replica_answer {
+    Tandem__V1__ReplicaStatus status;
+    Tandem__V1__RankStatus ranks[PLACEMENT_MAX_RANKS], *rows[PLACEMENT_MAX_RANKS];
+    char detail[256];
+};
+
+static void describe_rank(Tandem__V1__RankStatus *out, const struct replica *replica, uint32_t i) {
+    struct replica_rank *rank = (struct replica_rank *)&replica->ranks[i];
+    tandem__v1__rank_status__init(out);
+    out->rank = i;
+    out->host = rank->host;
+    out->device = rank->device;
+    out->role = (char *)placement_role_name(replica->placement.ranks[i].role);
+    out->shard = replica->placement.ranks[i].shard;
+    out->memory_bytes = rank->memory_bytes;
+    out->cores = rank->cores;
+    out->weights_bytes = rank->weights_bytes;
+    out->kv_bytes = rank->kv_bytes;
+    out->scratch_bytes = rank->scratch_bytes;
+}
+
+static void describe(struct replica_answer *out, const struct replica *replica, int64_t now_ns) {
+    Tandem__V1__ReplicaStatus *status = &out->status;
+    tandem__v1__replica_status__init(status);
+    status->id = (char *)replica->id;
+    status->state = (char *)replica_state_name(replica->state);
+    snprintf(out->detail, sizeof out->detail, "%s", replica->detail);
+    if (replica->state == REPLICA_LOADING && replica->load_total > 0) {
+        snprintf(out->detail, sizeof out->detail, "%.0f %% of %.1f MB",
+                 100.0 * (double)replica->load_done / (double)replica->load_total,
+                 (double)replica->load_total / 1e6);
+    }
+    status->detail = out->detail;
+    for (uint32_t i = 0; i < replica->n_ranks; i++) {
+        describe_rank(&out->ranks[i], replica, i);
+        out->rows[i] = &out->ranks[i];
+    }
+    status->n_ranks = replica->n_ranks;
+    status->ranks = out->rows;
+    status->running = replica->stats.running;
+    status->waiting = replica->stats.waiting;
+    status->kv_blocks = replica->kv_blocks;
+    status->kv_blocks_used = replica->stats.kv_blocks_used;
+    status->tokens_per_second = replica_rate(replica, now_ns);
+    status->mode = "plain";
+}
+
+void status_reply(struct coordinator *c, struct rpc_call *call) {
+    int64_t now_ns = clock_now_ns();
+    size_t n = c->fleet.n_replicas;
+    struct replica_answer *answers = xcalloc(n, sizeof *answers);
+    Tandem__V1__ReplicaStatus **rows = xcalloc(n, sizeof *rows);
+    for (size_t i = 0; i < n; i++) {
+        describe(&answers[i], c->fleet.replicas[i], now_ns);
+        rows[i] = &answers[i].status;
+    }
+    Tandem__V1__GetStatusResponse response = TANDEM__V1__GET_STATUS_RESPONSE__INIT;
+    response.version = TANDEM_VERSION;
+    response.uptime_seconds = (double)(now_ns - c->started_ns) / 1e9;
+    response.model = c->model.config.name;
+    response.ready = atomic_load(&c->serving);
+    response.queued_requests = c->admission.n_requests;
+    response.queued_prompt_tokens = (uint32_t)c->admission.n_prompt_tokens;
+    response.finished_requests = c->finished;
+    response.generated_tokens = metric_count(c->facts.generation_tokens);
+    response.n_replicas = n;
+    response.replicas = rows;
+    rpc_call_reply(call, &response.base);
+    free(rows);
+    free(answers);
+}
+
+/* Every replica gets the same plan: the number of ranks decides it. */
+void status_reply_plan(struct coordinator *c, struct rpc_call *call) {
+    struct error err;
+    struct placement placement;
+    if (placement_plan(&placement, c->options.target_ranks, c->options.target_ranks, &err) !=
+        STATUS_OK) {
+        rpc_call_fail(call, &err);
+        return;
+    }
+    Tandem__V1__RankPlan ranks[PLACEMENT_MAX_RANKS], *rows[PLACEMENT_MAX_RANKS];
+    Tandem__V1__GetPlanResponse response = TANDEM__V1__GET_PLAN_RESPONSE__INIT;
+    for (uint32_t i = 0; i < placement.n_ranks; i++) {
+        tandem__v1__rank_plan__init(&ranks[i]);
+        ranks[i].rank = i;
+        ranks[i].role = (char *)placement_role_name(placement.ranks[i].role);
+        ranks[i].shard = placement.ranks[i].shard;
+        ranks[i].degree = placement.ranks[i].degree;
+        rows[i] = &ranks[i];
+    }
+    response.mode = "plain";
+    response.weights = (char *)c->options.weights;
+    response.target_degree = placement.target_degree;
+    response.n_ranks = placement.n_ranks;
+    response.ranks = rows;
+    rpc_call_reply(call, &response.base);
+}

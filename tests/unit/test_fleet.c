@@ -1,0 +1,164 @@
+#include "coordinator/fleet.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "tests/unit/test.h"
+
+enum { MAX_TEST_RANKS = 9 };
+
+struct hello {
+    Tandem__V1__Hello message;
+    Tandem__V1__RankHello ranks[MAX_TEST_RANKS], *rows[MAX_TEST_RANKS];
+};
+
+static void say_hello(struct hello *hello, const char *id, size_t n_ranks) {
+    tandem__v1__hello__init(&hello->message);
+    hello->message.protocol = FLEET_PROTOCOL;
+    hello->message.replica_id = (char *)id;
+    for (size_t i = 0; i < n_ranks; i++) {
+        tandem__v1__rank_hello__init(&hello->ranks[i]);
+        hello->ranks[i].rank = (uint32_t)i;
+        hello->ranks[i].host = "node";
+        hello->ranks[i].device = "cpu";
+        hello->rows[i] = &hello->ranks[i];
+    }
+    hello->message.n_ranks = n_ranks;
+    hello->message.ranks = hello->rows;
+}
+
+static struct replica *join(struct fleet *fleet, const char *id, uint32_t target, struct error *err) {
+    struct hello hello;
+    struct replica *replica = NULL;
+    say_hello(&hello, id, target);
+    cr_assert_eq(fleet_join(fleet, &replica, &hello.message, target, err), STATUS_OK);
+    return replica;
+}
+
+static Tandem__V1__Ready ready_message(void) {
+    Tandem__V1__Ready ready = TANDEM__V1__READY__INIT;
+    ready.kv_blocks = 100;
+    ready.max_sequences = 8;
+    ready.max_context = 512;
+    ready.checkpoint_fingerprint = 77;
+    return ready;
+}
+
+Test(fleet, a_replica_goes_from_joining_to_serving_to_lost_and_back) {
+    struct fleet fleet = {0};
+    struct error err;
+    char words[200];
+    fleet_explain(&fleet, words, sizeof words);
+    cr_assert_str_eq(words, "no replica is serving: none has joined");
+    struct replica *replica = join(&fleet, "r1", 2, &err);
+    cr_assert_eq(replica->state, REPLICA_LOADING);
+    cr_assert_eq(replica->placement.ranks[1].shard, 1);
+    cr_assert_eq(replica->placement.ranks[1].degree, 2);
+
+    Tandem__V1__LoadProgress progress = TANDEM__V1__LOAD_PROGRESS__INIT;
+    progress.bytes_done = 43;
+    progress.bytes_total = 100;
+    cr_assert_eq(replica_progress(replica, &progress, &err), STATUS_OK);
+    fleet_explain(&fleet, words, sizeof words);
+    cr_assert_str_eq(words, "no replica is serving: replica r1 is loading, 43 %");
+
+    Tandem__V1__Ready ready = ready_message();
+    cr_assert_eq(replica_ready(replica, &ready, 77, &err), STATUS_OK);
+    cr_assert_eq(replica->state, REPLICA_SERVING);
+    cr_assert_eq(fleet_count(&fleet, REPLICA_SERVING), 1);
+    cr_assert_eq(replica_progress(replica, &progress, &err), STATUS_INTERNAL);
+
+    replica_lost(replica, "its stream ended");
+    fleet_explain(&fleet, words, sizeof words);
+    cr_assert_str_eq(words, "no replica is serving: replica r1 is lost (its stream ended)");
+    cr_assert(join(&fleet, "r1", 2, &err) == replica);
+    cr_assert_eq(fleet.n_replicas, 1);
+    cr_assert_eq(replica->kv_blocks, 0);
+    fleet_free(&fleet);
+}
+
+Test(fleet, refuses_in_words) {
+    struct fleet fleet = {0};
+    struct hello hello;
+    struct replica *replica;
+    struct error err;
+    say_hello(&hello, "r1", 1);
+    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, 2, &err), STATUS_FAILED_PRECONDITION);
+    cr_assert(strstr(err.text, "has 1 rank, the coordinator was started with --target-ranks 2"));
+    cr_assert_eq(fleet_count(&fleet, REPLICA_REFUSED), 1);
+    say_hello(&hello, "r1", 2);
+    hello.message.protocol = 9;
+    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, 2, &err), STATUS_FAILED_PRECONDITION);
+    cr_assert(strstr(err.text, "protocol 9"));
+    say_hello(&hello, "r1", 2);
+    hello.ranks[1].rank = 0;
+    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, 2, &err), STATUS_FAILED_PRECONDITION);
+    say_hello(&hello, "", 2);
+    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, 2, &err), STATUS_FAILED_PRECONDITION);
+    join(&fleet, "r1", 2, &err);   /* the refused place is free for its own id */
+    say_hello(&hello, "r1", 2);
+    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, 2, &err), STATUS_ALREADY_EXISTS);
+    cr_assert_eq(fleet.n_replicas, 1);
+    fleet_free(&fleet);
+}
+
+Test(fleet, a_different_checkpoint_is_not_served) {
+    struct fleet fleet = {0};
+    struct error err;
+    struct replica *replica = join(&fleet, "r1", 1, &err);
+    Tandem__V1__Ready ready = ready_message();
+    cr_assert_eq(replica_ready(replica, &ready, 78, &err), STATUS_FAILED_PRECONDITION);
+    cr_assert_eq(replica->state, REPLICA_LOADING);
+    ready.max_context = 1;
+    cr_assert_eq(replica_ready(replica, &ready, 77, &err), STATUS_INTERNAL);
+    fleet_free(&fleet);
+}
+
+Test(fleet, dead_replicas_give_their_places_to_new_ones) {
+    struct fleet fleet = {0};
+    struct hello hello;
+    struct replica *replica;
+    struct error err;
+    char id[16];
+    for (int i = 0; i < FLEET_MAX_REPLICAS; i++) {
+        snprintf(id, sizeof id, "r%d", i);
+        join(&fleet, id, 1, &err);
+    }
+    say_hello(&hello, "late", 1);
+    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, 1, &err), STATUS_RESOURCE_EXHAUSTED);
+    replica_lost(fleet.replicas[5], "test");
+    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, 1, &err), STATUS_OK);
+    cr_assert(replica == fleet.replicas[5]);
+    fleet_free(&fleet);
+}
+
+Test(fleet, the_rate_is_that_of_the_last_ten_seconds) {
+    struct fleet fleet = {0};
+    struct error err;
+    struct replica *replica = join(&fleet, "r1", 1, &err);
+    Tandem__V1__Step step = TANDEM__V1__STEP__INIT;
+    const int64_t second = 1000000000;
+    cr_assert(replica_rate(replica, 5 * second) == 0);
+    step.n_tokens = 50;
+    for (int64_t s = 100; s < 120; s++) replica_step(replica, &step, s * second);
+    cr_assert(replica_rate(replica, 120 * second) == 50);
+    cr_assert(replica_rate(replica, 125 * second) == 25);
+    cr_assert(replica_rate(replica, 140 * second) == 0);
+    fleet_free(&fleet);
+}
+
+Test(fleet, placement_knows_its_degrees) {
+    struct placement placement;
+    struct error err;
+    for (uint32_t n = 0; n <= 9; n++) {
+        bool fits = n == 1 || n == 2 || n == 4 || n == 8;
+        enum status status = placement_plan(&placement, n, n, &err);
+        cr_assert_eq(status, fits ? STATUS_OK : STATUS_FAILED_PRECONDITION);
+        for (uint32_t rank = 0; fits && rank < n; rank++) {
+            cr_assert_eq(placement.ranks[rank].shard, rank);
+            cr_assert_eq(placement.ranks[rank].degree, n);
+        }
+    }
+    cr_assert_eq(placement_plan(&placement, 4, 2, &err), STATUS_FAILED_PRECONDITION);
+    cr_assert_eq(placement_check_degree(3, &err), STATUS_INVALID_ARGUMENT);
+}
