@@ -1,0 +1,97 @@
+/* Inside the CPU backend: what its files share. Private to kernels/cpu/.
+ *
+ * Ops that need more than portable C have one file per instruction set, with its name as suffix
+ * (linear_avx512.c) and compiled for it; the op's own file picks one by backend->isa. */
+#pragma once
+#include "kernels/backend.h"
+
+struct pool;
+struct cpu_ops;
+
+struct backend {
+    struct backend_options options;
+    enum backend_isa isa; /* never AUTO */
+    struct pool *pool;    /* NULL with one thread */
+    const struct cpu_ops *ops;
+    void *packed;         /* activations of one product, packed; grows to its high-water mark */
+    size_t packed_bytes;
+    float *sample_scratch; /* [sample_vocab], as is the next */
+    int32_t *sample_order;
+    int sample_vocab;      /* the largest vocabulary seen */
+};
+
+/* Runs task(arg, i) for i in 0..n_tasks-1 on all threads and returns when all are done. Tasks must not
+ * depend on one another or on which thread runs them. */
+void pool_run(struct backend *backend, void (*task)(void *arg, int task_i), void *arg, int n_tasks);
+enum status pool_create(struct pool **out, int n_threads, struct error *err);
+void pool_destroy(struct pool *pool);
+
+/* At least `bytes` of the backend's packing buffer, aligned to 64. */
+void *backend_packed(struct backend *backend, size_t bytes);
+
+/* --- products -------------------------------------------------------------------------------- */
+
+enum { PANEL_ROWS = 16 };
+
+/* A packed weight: panels of 16 output rows, each panel one sequential stream over the leaves and,
+ * inside a leaf, over k. Rows past n and columns past a leaf's end are zero.
+ *   lanes layout (portable, avx2, avx512): [k / group][16 rows][group], group = 2 bf16 or 4 int8:
+ *     64 bytes that a broadcast group of activations multiplies, rows in lanes, no horizontal sum.
+ *   tile layout (amx): [k / 32 or 64][16 rows][32 bf16 or 64 int8], one 1 KiB tile after the other,
+ *     weights in the tile's rows. */
+struct weight {
+    enum dtype format; /* BF16 or I8 */
+    bool tiles;
+    int n, k, n_panels;
+    int n_leaves;
+    int leaf_begin[BACKEND_MAX_LEAVES + 1];  /* in columns of the product */
+    int leaf_steps[BACKEND_MAX_LEAVES + 1];  /* where the leaf begins, in steps of a panel */
+    size_t panel_bytes;
+    char *data;      /* n_panels * panel_bytes, aligned to huge pages */
+    float *scales;   /* int8: [n_panels][n_leaves][16] */
+    int32_t *sums;   /* int8, lanes: [n_panels][n_leaves][16], 128 * sum of the row's weights */
+    size_t bytes;    /* all of the above */
+    size_t mapped;
+};
+
+/* Columns in one step of a panel. */
+static inline int weight_group(enum dtype format, bool tiles) {
+    if (tiles) return format == DTYPE_I8 ? 64 : 32;
+    return format == DTYPE_I8 ? 4 : 2;
+}
+
+enum { TILE_COLUMNS = 16, TILE_BYTES = 1024 };
+
+/* Activations as a kernel wants them, made once per product by linear.c.
+ *   lanes: rows of groups, row_bytes apart; int8 with 128 added (the product wants unsigned bytes)
+ *   tiles: blocks of 16 rows, each [steps][16 groups][16 rows] of 4 bytes: one 1 KiB tile a step, with
+ *     the rows in its columns */
+struct packed_rows {
+    const void *data;
+    const float *scales; /* int8: [n_rows][n_leaves] */
+    int n_rows;
+    size_t row_bytes;
+};
+
+/* Results of panels [panel_begin, panel_end) for all rows: out[row * out_stride + output], the tree
+ * over the weight's leaves, + bias where not NULL. */
+typedef void (*linear_kernel_fn)(float *out, size_t out_stride, const struct weight *weight,
+                                 const struct packed_rows *rows, const float *bias,
+                                 int panel_begin, int panel_end);
+
+void linear_bf16_portable(float *, size_t, const struct weight *, const struct packed_rows *,
+                          const float *, int, int);
+void linear_i8_portable(float *, size_t, const struct weight *, const struct packed_rows *,
+                        const float *, int, int);
+void linear_bf16_avx2(float *, size_t, const struct weight *, const struct packed_rows *,
+                      const float *, int, int);
+void linear_i8_avx2(float *, size_t, const struct weight *, const struct packed_rows *,
+                    const float *, int, int);
+void linear_bf16_avx512(float *, size_t, const struct weight *, const struct packed_rows *,
+                        const float *, int, int);
+void linear_i8_avx512(float *, size_t, const struct weight *, const struct packed_rows *,
+                      const float *, int, int);
+void linear_bf16_amx(float *, size_t, const struct weight *, const struct packed_rows *,
+                     const float *, int, int);
+void linear_i8_amx(float *, size_t, const struct weight *, const struct packed_rows *,
+                   const float *, int, int);

@@ -1,0 +1,58 @@
+/* KV memory of one layer, and writing to it. A block holds, for each KV head in turn, K then V:
+ *   K [padded / 2][16 positions][2]   one pair of dimensions of 16 positions: 64 bytes
+ *   V [8 pairs of positions][padded][2]
+ * in bf16, padded = head_dim rounded up to 16. Zeroed, so that what is masked is finite. */
+#include "kernels/cpu/kv_cache.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+static int padded_dim(int head_dim) {
+    return (head_dim + 15) / 16 * 16;
+}
+
+size_t backend_kv_block_bytes(int n_kv_heads, int head_dim) {
+    size_t elements = (size_t)BACKEND_KV_BLOCK * (size_t)padded_dim(head_dim);
+    return (size_t)n_kv_heads * 2 * elements * sizeof(uint16_t);
+}
+
+enum status backend_kv_create(struct kv_cache **out, struct backend *backend, int n_blocks,
+                              int n_kv_heads, int head_dim, struct error *err) {
+    (void)backend;
+    struct kv_cache *cache = xcalloc(1, sizeof *cache);
+    cache->n_kv_heads = n_kv_heads;
+    cache->head_dim = head_dim;
+    cache->padded = padded_dim(head_dim);
+    cache->head_stride = (size_t)BACKEND_KV_BLOCK * (size_t)cache->padded;
+    cache->block_stride = cache->head_stride * 2 * (size_t)n_kv_heads;
+    cache->bytes = cache->block_stride * (size_t)n_blocks * sizeof(uint16_t);
+    if (cache->bytes == 0) cache->bytes = 64;
+    cache->data = mmap(NULL, cache->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+                       0);
+    if (cache->data == MAP_FAILED) {
+        size_t bytes = cache->bytes;
+        free(cache);
+        return error_set(err, STATUS_RESOURCE_EXHAUSTED, "no memory for %zu bytes of KV", bytes);
+    }
+    *out = cache;
+    return STATUS_OK;
+}
+
+void backend_kv_free(struct kv_cache *cache) {
+    if (cache == NULL) return;
+    munmap(cache->data, cache->bytes);
+    free(cache);
+}
+
+void kv_cache_write(struct kv_cache *cache, int head, int32_t block, int slot, const float *k,
+                    const float *v) {
+    uint16_t *keys = kv_cache_keys(cache, head) + (size_t)block * cache->block_stride;
+    uint16_t *values = kv_cache_values(cache, head) + (size_t)block * cache->block_stride;
+    values += (size_t)(slot / 2) * (size_t)cache->padded * 2 + slot % 2;
+    keys += slot * 2;
+    for (int d = 0; d < cache->head_dim; d++) {
+        keys[(size_t)(d / 2) * 32 + (size_t)(d % 2)] = bf16_from_f32(k[d]);
+        values[(size_t)d * 2] = bf16_from_f32(v[d]);
+    }
+}
