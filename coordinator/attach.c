@@ -144,6 +144,8 @@ static void lose(struct coordinator *c, struct line *line, const char *why) {
     replica_lost(replica, why);
     announce(c);
     generate_fail_all(c, replica, &err);
+    /* Those that wait would wait for nobody; new ones are refused as well. */
+    if (fleet_count(&c->fleet, REPLICA_SERVING) == 0) generate_fail_queued(c, &err);
 }
 
 /* The replica breaks the protocol: it is told, and lost. */

@@ -112,6 +112,8 @@ void generate_expire(struct coordinator *c, int64_t now_ns);
 /* Ends every request on this replica (NULL: every request of all, queued ones too). */
 void generate_fail_all(struct coordinator *c, const struct replica *replica,
                        const struct error *err);
+/* Ends every request that is still queued. */
+void generate_fail_queued(struct coordinator *c, const struct error *err);
 /* Gives queued requests to replicas with room. */
 void generate_route(struct coordinator *c);
 

@@ -461,6 +461,11 @@ void generate_expire(struct coordinator *c, int64_t now_ns) {
     }
 }
 
+void generate_fail_queued(struct coordinator *c, const struct error *err) {
+    struct admission_entry *entry;
+    while ((entry = admission_first(&c->admission)) != NULL) fail(c, session_of_entry(entry), err);
+}
+
 static void fail_one(struct coordinator *c, struct session *session, const struct replica *replica,
                      const struct error *err) {
     if (replica != NULL && session->replica != replica) return;
