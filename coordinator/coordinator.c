@@ -222,11 +222,12 @@ enum status coordinator_start(struct coordinator **out, const struct coordinator
                                                              options->max_queue_tokens});
     atomic_store(&c->context, c->model.context);
     c->started_ns = c->rated_ns = clock_now_ns();
-    start_threads(c);
-    running = true;
     TRY_OR_FAIL(http_start(&c->http, options->host, options->http_port, c->facts.metrics,
                            &c->serving, err));
     TRY_OR_FAIL(listen_grpc(c, err));
+    /* What arrived meanwhile waits in the mailboxes; from here on both threads read `c`. */
+    start_threads(c);
+    running = true;
     if (options->ports_file != NULL) {
         TRY_OR_FAIL(coordinator_write_ports(c, options->ports_file, err));
     }
