@@ -113,11 +113,6 @@ void metric_add(struct metric *metric, uint64_t n) {
     atomic_fetch_add_explicit(&metric->count, n, memory_order_relaxed);
 }
 
-void metric_raise(struct metric *metric, uint64_t total) {
-    uint64_t seen = atomic_load_explicit(&metric->count, memory_order_relaxed);
-    while (seen < total && !atomic_compare_exchange_weak(&metric->count, &seen, total)) continue;
-}
-
 void metric_set(struct metric *metric, double value) {
     atomic_store_explicit(&metric->value_bits, bits_of(value), memory_order_relaxed);
 }

@@ -29,8 +29,6 @@ struct metric *metrics_histogram(struct metrics *metrics, const char *name, cons
 void metrics_label(char *out, size_t size, const char *key, const char *value);
 
 void metric_add(struct metric *counter, uint64_t n);
-/* A counter that another process keeps: the larger of what it says and what is here. */
-void metric_raise(struct metric *counter, uint64_t total);
 void metric_set(struct metric *gauge, double value);
 void metric_observe(struct metric *histogram, double value);
 /* `times` observations of the same value. */
