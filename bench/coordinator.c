@@ -37,7 +37,7 @@ struct bench {
     int64_t first_chunk_ns;   /* of the stream that is probed */
 };
 
-/* ---- the process under test ------------------------------------------------------------------------ */
+/* ---- the process under test ------------------------------------------------------------------ */
 
 /* On a core of its own, so that what is measured is one core's work. */
 static void run_coordinator(const struct bench *bench) {
@@ -91,7 +91,7 @@ static double cpu_seconds(pid_t pid) {
     return (double)(user + system) / (double)sysconf(_SC_CLK_TCK);
 }
 
-/* ---- clients ----------------------------------------------------------------------------------------- */
+/* ---- clients --------------------------------------------------------------------------------- */
 
 static void on_chunk(struct rpc_stream *stream, const ProtobufCMessage *message, void *user) {
     (void)stream;
@@ -148,7 +148,7 @@ static enum status await_closed(struct bench *bench, int n, struct error *err) {
     return status;
 }
 
-/* ---- measurements -------------------------------------------------------------------------------------- */
+/* ---- measurements ---------------------------------------------------------------------------- */
 
 static void report(const char *what, double measured, double aim, bool more_is_better,
                    const char *unit) {
@@ -216,7 +216,7 @@ static enum status measure_ttft(struct bench *bench, struct error *err) {
     return status;
 }
 
-/* ---- the subcommand ---------------------------------------------------------------------------------- */
+/* ---- the subcommand -------------------------------------------------------------------------- */
 
 static enum status connect_all(struct bench *bench, struct error *err) {
     char target[32];

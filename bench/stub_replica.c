@@ -28,7 +28,7 @@ struct stub_replica {
     long made;
 };
 
-/* ---- messages from the coordinator -------------------------------------------------------------- */
+/* ---- messages from the coordinator ----------------------------------------------------------- */
 
 static void add(struct stub_replica *stub, const Tandem__V1__Submit *submit) {
     if (stub->n_requests == stub->capacity) {
@@ -71,7 +71,7 @@ static void on_closed(struct rpc_stream *stream, const struct error *end, void *
     pthread_mutex_unlock(&stub->lock);
 }
 
-/* ---- steps ---------------------------------------------------------------------------------------- */
+/* ---- steps ----------------------------------------------------------------------------------- */
 
 /* The columns of one step; large enough for `max` requests. */
 struct stub_columns {
@@ -178,7 +178,7 @@ static void *steps_main(void *user) {
     return NULL;
 }
 
-/* ---- joining --------------------------------------------------------------------------------------- */
+/* ---- joining --------------------------------------------------------------------------------- */
 
 static enum status send_hello(struct stub_replica *stub) {
     Tandem__V1__RankHello rank = TANDEM__V1__RANK_HELLO__INIT, *ranks[] = {&rank};

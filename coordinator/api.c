@@ -12,7 +12,7 @@ static void refuse_busy(struct rpc_call *call) {
                     "too many requests wait to be tokenized; try again in 1000 ms");
 }
 
-/* ---- Generation ---------------------------------------------------------------------------------- */
+/* ---- Generation ------------------------------------------------------------------------------ */
 
 static void on_generate(struct rpc_call *call, const ProtobufCMessage *message, void *user) {
     struct coordinator *c = user;
@@ -104,7 +104,7 @@ struct rpc_service api_generation(struct coordinator *c) {
     return (struct rpc_service){methods, sizeof methods / sizeof *methods, c};
 }
 
-/* ---- Operations ----------------------------------------------------------------------------------- */
+/* ---- Operations ------------------------------------------------------------------------------ */
 
 static void on_get_status(struct rpc_call *call, const ProtobufCMessage *message, void *user) {
     (void)message;
@@ -128,7 +128,7 @@ struct rpc_service api_operations(struct coordinator *c) {
     return (struct rpc_service){methods, sizeof methods / sizeof *methods, c};
 }
 
-/* ---- Replica -------------------------------------------------------------------------------------- */
+/* ---- Replica --------------------------------------------------------------------------------- */
 
 static void on_attach(struct rpc_call *call, void *user) {
     rpc_call_set_data(call, line_create(user, call));

@@ -32,7 +32,7 @@ static void line_free(struct line *line) {
     free(line);
 }
 
-/* ---- states that others see ---------------------------------------------------------------------- */
+/* ---- states that others see ------------------------------------------------------------------ */
 
 static void write_ready_file(struct coordinator *c) {
     struct error err;
@@ -60,7 +60,7 @@ static void announce(struct coordinator *c) {
     if (serving) write_ready_file(c);
 }
 
-/* ---- joining --------------------------------------------------------------------------------------- */
+/* ---- joining --------------------------------------------------------------------------------- */
 
 static void refuse(struct line *line, const struct error *err) {
     Tandem__V1__Refusal refusal = TANDEM__V1__REFUSAL__INIT;
@@ -128,7 +128,7 @@ static void hello(struct coordinator *c, struct line *line, const Tandem__V1__He
     send_plan(c, line);
 }
 
-/* ---- leaving --------------------------------------------------------------------------------------- */
+/* ---- leaving --------------------------------------------------------------------------------- */
 
 /* The replica is gone, for the reason in `why`; its requests end. */
 static void lose(struct coordinator *c, struct line *line, const char *why) {
@@ -154,7 +154,7 @@ static void break_off(struct coordinator *c, struct line *line, const struct err
     refuse(line, err);
 }
 
-/* ---- messages upwards -------------------------------------------------------------------------------- */
+/* ---- messages upwards ------------------------------------------------------------------------ */
 
 static void ready(struct coordinator *c, struct line *line, const Tandem__V1__Ready *message) {
     struct error err;
@@ -228,7 +228,7 @@ void line_closed(struct coordinator *c, struct line *line) {
     atomic_fetch_sub(&c->n_lines, 1);
 }
 
-/* ---- messages downwards ------------------------------------------------------------------------------ */
+/* ---- messages downwards ---------------------------------------------------------------------- */
 
 void line_submit(struct replica *replica, struct session *session) {
     struct line *line = replica->line;

@@ -29,7 +29,7 @@ struct coordinator_options coordinator_options_default(void) {
     };
 }
 
-/* ---- the model ------------------------------------------------------------------------------------ */
+/* ---- the model ------------------------------------------------------------------------------- */
 
 /* How many bytes a prompt of `context` tokens has at most: the longest token, and 4 for what
  * normalisation may take away. A cheap bound before the expensive tokenizing. */
@@ -81,7 +81,7 @@ static enum status open_model(struct coordinator_model *model,
     return STATUS_OK;
 }
 
-/* ---- the coordinator's thread ------------------------------------------------------------------------ */
+/* ---- the coordinator's thread ---------------------------------------------------------------- */
 
 static void shut_down(struct coordinator *c) {
     struct error err;
@@ -158,7 +158,7 @@ static void *coordinator_main(void *coordinator) {
     return NULL;
 }
 
-/* ---- starting and stopping --------------------------------------------------------------------------- */
+/* ---- starting and stopping ------------------------------------------------------------------- */
 
 static enum status listen_grpc(struct coordinator *c, struct error *err) {
     static const char *const names[] = {"tandem.v1.Generation", "tandem.v1.Operations",

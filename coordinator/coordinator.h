@@ -89,7 +89,7 @@ void coordinator_stop(struct coordinator *c);
 enum status coordinator_write_ports(const struct coordinator *c, const char *path,
                                     struct error *err);
 
-/* ---- between the files of this folder ----------------------------------------------------------- */
+/* ---- between the files of this folder -------------------------------------------------------- */
 
 /* api.c: the method tables. */
 struct rpc_service api_generation(struct coordinator *c);

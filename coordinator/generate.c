@@ -23,7 +23,7 @@ static void release_if_over(struct coordinator *c, struct session *session) {
     session_free(session);
 }
 
-/* ---- the ends ------------------------------------------------------------------------------------ */
+/* ---- the ends -------------------------------------------------------------------------------- */
 
 /* Leaves the queue, or tells the replica to stop; the client's id is free again. */
 static void detach(struct coordinator *c, struct session *session) {
@@ -89,7 +89,7 @@ static void send_finish(struct session *session) {
     rpc_call_finish(session->call, STATUS_OK, NULL);
 }
 
-/* ---- chunks -------------------------------------------------------------------------------------- */
+/* ---- chunks ---------------------------------------------------------------------------------- */
 
 static bool has_output(const struct session *session) {
     return session->output.text.n > 0 || session->output.ids.n > 0;
@@ -192,7 +192,7 @@ static void finish(struct coordinator *c, struct session *session, enum facts_fi
     advance(session);
 }
 
-/* ---- arriving and routing -------------------------------------------------------------------------- */
+/* ---- arriving and routing -------------------------------------------------------------------- */
 
 static enum status enter(struct coordinator *c, struct session *session, struct error *err) {
     int64_t retry_after_ms;
@@ -259,7 +259,7 @@ void generate_route(struct coordinator *c) {
     }
 }
 
-/* ---- a step's columns ------------------------------------------------------------------------------ */
+/* ---- a step's columns ------------------------------------------------------------------------ */
 
 struct columns {
     const Tandem__V1__Step *step;
@@ -425,7 +425,7 @@ bool generate_step(struct coordinator *c, struct replica *replica, const Tandem_
     return true;
 }
 
-/* ---- other events ---------------------------------------------------------------------------------- */
+/* ---- other events ---------------------------------------------------------------------------- */
 
 void generate_drained(struct session *session) {
     if (!session->call_closed) advance(session);
