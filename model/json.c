@@ -5,13 +5,24 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum status json_parse(json_t **out, const char *file, const char *text, size_t n_bytes,
-                       struct error *err) {
+static enum status parse(json_t **out, const char *file, const char *text, size_t n_bytes,
+                         size_t flags, struct error *err) {
     json_error_t reason;
-    *out = json_loadb(text, n_bytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &reason);
+    flags |= JSON_REJECT_DUPLICATES | JSON_DECODE_ANY;
+    *out = json_loadb(text, n_bytes, flags, &reason);
     if (*out != NULL) return STATUS_OK;
     return error_set(err, STATUS_INVALID_ARGUMENT, "%s: not valid JSON at line %d, column %d: %s",
                      file, reason.line, reason.column, reason.text);
+}
+
+enum status json_parse(json_t **out, const char *file, const char *text, size_t n_bytes,
+                       struct error *err) {
+    return parse(out, file, text, n_bytes, 0, err);
+}
+
+enum status json_parse_reals(json_t **out, const char *file, const char *text, size_t n_bytes,
+                             struct error *err) {
+    return parse(out, file, text, n_bytes, JSON_DECODE_INT_AS_REAL, err);
 }
 
 static enum status read_stream(char **text, size_t *n_bytes, FILE *stream, const char *path,

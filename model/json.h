@@ -13,6 +13,11 @@
 enum status json_parse(json_t **out, const char *file, const char *text, size_t n_bytes,
                        struct error *err);
 
+/* The same with every number a real, for files that hold integers past 64 bits (model_max_length of
+ * tokenizer_config.json means "no limit" by such a one). */
+enum status json_parse_reals(json_t **out, const char *file, const char *text, size_t n_bytes,
+                             struct error *err);
+
 /* Reads a whole file of at most max_bytes: *text is malloc'd for the caller. NOT_FOUND when it does
  * not exist, INVALID_ARGUMENT when it is larger, INTERNAL when reading fails. */
 enum status json_read_file(char **text, size_t *n_bytes, const char *path, size_t max_bytes,

@@ -1,0 +1,53 @@
+#include "bench/machine.h"
+
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "common/error.h"
+
+void machine_print(void) {
+    char model[128] = "unknown processor", line[512];
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+        if (sscanf(line, "model name : %127[^\n]", model) == 1) break;
+    }
+    if (file != NULL) fclose(file);
+    double load = -1;
+    file = fopen("/proc/loadavg", "r");
+    if (file != NULL && fscanf(file, "%lf", &load) != 1) load = -1;
+    if (file != NULL) fclose(file);
+    printf("machine: %s, %ld processors, load %.2f\n", model, sysconf(_SC_NPROCESSORS_ONLN), load);
+}
+
+void *machine_alloc(size_t bytes) {
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(memory != MAP_FAILED);
+    madvise(memory, bytes, MADV_HUGEPAGE);
+    memset(memory, 1, bytes);
+    return memory;
+}
+
+void machine_free(void *memory, size_t bytes) {
+    munmap(memory, bytes);
+}
+
+typedef uint64_t lanes __attribute__((vector_size(64), may_alias));
+
+__attribute__((target_clones("avx512f", "avx2", "default"), optimize("O3"))) void
+machine_read(const void *memory, size_t bytes) {
+    const char *at = memory;
+    size_t quarter = bytes / 4 / 64 * 64;
+    lanes sums[4] = {{0}};
+    for (size_t i = 0; i < quarter; i += 64) {
+        for (int s = 0; s < 4; s++) {
+            const char *line = at + (size_t)s * quarter + i;
+            __builtin_prefetch(line + 1024, 0, 3);
+            sums[s] += *(const lanes *)line;
+        }
+    }
+    lanes all = sums[0] + sums[1] + sums[2] + sums[3];
+    __asm__ volatile("" : : "r"(&all) : "memory");
+}
