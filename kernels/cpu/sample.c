@@ -253,7 +253,7 @@ static void consider_all(struct draw *draw, int vocab) {
 static int32_t draw_token(struct backend *backend, float *logits, int vocab,
                           const struct sample_params *params, int64_t position) {
     int32_t likeliest = argmax(logits, vocab);
-    if (params->temperature == 0 || !(logits[likeliest] > -INFINITY)) return likeliest;
+    if (params->temperature == 0 || !isfinite(logits[likeliest])) return likeliest;
     /* Relative to the largest: a tiny temperature then cannot overflow to infinity minus infinity. */
     float largest = logits[likeliest];
     for (int v = 0; v < vocab; v++) logits[v] = (logits[v] - largest) / params->temperature;
