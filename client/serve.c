@@ -1,0 +1,430 @@
+#include "client/serve.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/options.h"
+
+#define ARGUMENTS_MAX 64
+#define SECOND_NS INT64_C(1000000000)
+#define STOP_GRACE_NS (10 * SECOND_NS)
+#define BACKOFF_MAX_NS (30 * SECOND_NS)
+#define STEADY_NS (60 * SECOND_NS)  /* a replica that served this long forgives earlier deaths */
+
+static const struct options_row rows[] = {
+    {.name = "model", .type = OPTIONS_TEXT, .group = "Model", .value = "DIR",
+     .help = "Hugging Face folder as downloaded: config.json, *.safetensors, tokenizer.json"},
+    {.name = "target-ranks", .type = OPTIONS_COUNT, .group = "Model", .value = "N",
+     .help = "ranks the model is spread over: 1, 2, 4 or 8", .initial = "1", .low = 1, .high = 8},
+    {.name = "weights", .type = OPTIONS_CHOICE, .group = "Model", .choices = "bf16|int8",
+     .help = "format of the weights in memory; int8 is quantised while loading",
+     .initial = "bf16"},
+    {.name = "device", .type = OPTIONS_CHOICE, .group = "Model", .choices = "auto|cpu",
+     .help = "what computes", .initial = "auto"},
+    {.name = "isa", .type = OPTIONS_CHOICE, .group = "Model",
+     .choices = "auto|amx|avx512|avx2|portable", .help = "instruction set of the kernels",
+     .initial = "auto"},
+    {.name = "threads", .type = OPTIONS_COUNT, .group = "Model", .value = "N",
+     .help = "compute threads of each rank", .initial = "1", .low = 1, .high = 256},
+    {.name = "host", .type = OPTIONS_TEXT, .group = "Addresses", .value = "ADDRESS",
+     .help = "where both ports listen", .initial = "127.0.0.1"},
+    {.name = "port", .type = OPTIONS_COUNT, .group = "Addresses", .value = "P",
+     .help = "gRPC port; 0 takes any free one", .initial = "50051", .low = 0, .high = 65535},
+    {.name = "http-port", .type = OPTIONS_COUNT, .group = "Addresses", .value = "Q",
+     .help = "port of /metrics, /healthz and /readyz; 0 takes any free one", .initial = "8080",
+     .low = 0, .high = 65535},
+    {.name = "ready-file", .type = OPTIONS_TEXT, .group = "Addresses", .value = "FILE",
+     .help = "written once the model serves: JSON with grpc_port, http_port, pid"},
+    {.name = "max-queue-requests", .type = OPTIONS_COUNT, .group = "Limits", .value = "N",
+     .help = "requests waiting at once; more are refused", .initial = "1024", .low = 1,
+     .high = 1048576},
+    {.name = "max-queue-tokens", .type = OPTIONS_COUNT, .group = "Limits", .value = "N",
+     .help = "prompt tokens of all waiting requests", .initial = "1m", .low = 1,
+     .high = 4294967295.0},
+    {.name = "max-sequences", .type = OPTIONS_COUNT, .group = "Limits", .value = "N",
+     .help = "sequences running at once", .initial = "256", .low = 1, .high = 65536},
+    {.name = "max-step-tokens", .type = OPTIONS_COUNT, .group = "Limits", .value = "N",
+     .help = "tokens computed in one step (chunked prefill)", .initial = "512", .low = 1,
+     .high = 1048576},
+    {.name = "max-context", .type = OPTIONS_COUNT, .group = "Limits", .value = "N",
+     .help = "tokens of prompt and answer; without it, the model's", .low = 2,
+     .high = 1073741824},
+    {.name = "kv-budget", .type = OPTIONS_COUNT, .group = "Limits", .value = "BYTES",
+     .help = "KV memory of each rank, e.g. 2g; without it, what is free", .low = 1,
+     .high = 1125899906842624.0},
+    {.name = "no-prefix-cache", .type = OPTIONS_FLAG, .group = "Limits",
+     .help = "do not reuse the KV blocks of equal prompt beginnings"},
+    {.name = "restarts", .type = OPTIONS_COUNT, .group = "Limits", .value = "N",
+     .help = "deaths of the replica in a row before giving up", .initial = "5", .low = 0,
+     .high = 1000},
+    {.name = "config", .type = OPTIONS_TEXT, .group = "General", .value = "FILE",
+     .help = "YAML file with these options by the same names; the command line wins",
+     .command_line_only = true},
+    {.name = "log-level", .type = OPTIONS_CHOICE, .group = "General",
+     .choices = "debug|info|warn|error", .help = "lowest level printed", .initial = "info"},
+    {.name = "help", .type = OPTIONS_FLAG, .group = "General", .help = "prints this",
+     .command_line_only = true},
+};
+#define N_ROWS (sizeof rows / sizeof *rows)
+
+/* Handed to the coordinator as they are, when given. */
+static const char *const coordinator_texts[] = {"model", "weights", "host", "log-level"};
+static const char *const coordinator_counts[] = {
+    "target-ranks", "port", "http-port", "max-queue-requests", "max-queue-tokens", "max-sequences",
+    "max-step-tokens", "max-context", "kv-budget"};
+
+struct supervisor {
+    const struct options *options;
+    char bin[4096];             /* folder of the sibling programs */
+    char scratch[64];           /* a folder of our own for ports and ready files */
+    char ports[96], ready[96];  /* inside it */
+    pid_t coordinator, replica; /* 0: not running */
+    sigset_t signals;           /* SIGINT, SIGTERM, SIGCHLD: blocked, taken with sigtimedwait */
+    int grpc_port, http_port;
+    bool serving;               /* the replica has been ready since it was last started */
+    bool ever_served;
+    int64_t serving_since_ns;
+    unsigned deaths;            /* in a row */
+    char arguments[ARGUMENTS_MAX][4352];
+    int n_arguments;
+};
+
+/* ---- children -------------------------------------------------------------------------------- */
+
+static void add(struct supervisor *s, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+static void add(struct supervisor *s, const char *format, ...) {
+    CHECK(s->n_arguments < ARGUMENTS_MAX);
+    va_list values;
+    va_start(values, format);
+    char *word = s->arguments[s->n_arguments++];
+    int n = vsnprintf(word, sizeof s->arguments[0], format, values);
+    va_end(values);
+    CHECK(n >= 0 && n < (int)sizeof s->arguments[0]);
+}
+
+/* In the child: a process group of its own (Ctrl-C reaches only the supervisor, which ends things
+ * in order), death with the parent, ordinary signals. */
+static _Noreturn void become(struct supervisor *s, pid_t parent) {
+    char *words[ARGUMENTS_MAX + 1];
+    for (int i = 0; i < s->n_arguments; i++) words[i] = s->arguments[i];
+    words[s->n_arguments] = NULL;
+    setpgid(0, 0);
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (getppid() != parent) _exit(1);   /* it died before prctl */
+    sigprocmask(SIG_UNBLOCK, &s->signals, NULL);
+    execvp(words[0], words);
+    fprintf(stderr, "tandem serve: cannot run %s: %s\n", words[0], strerror(errno));
+    _exit(127);
+}
+
+static enum status spawn(struct supervisor *s, pid_t *child, struct error *err) {
+    pid_t parent = getpid();
+    *child = fork();
+    if (*child < 0) {
+        *child = 0;
+        return error_set(err, STATUS_UNAVAILABLE, "cannot start %s: %s", s->arguments[0],
+                         strerror(errno));
+    }
+    if (*child == 0) become(s, parent);
+    return STATUS_OK;
+}
+
+static enum status start_coordinator(struct supervisor *s, struct error *err) {
+    s->n_arguments = 0;
+    add(s, "%s/tandem-coordinator", s->bin);
+    for (size_t i = 0; i < sizeof coordinator_texts / sizeof *coordinator_texts; i++) {
+        add(s, "--%s", coordinator_texts[i]);
+        add(s, "%s", options_text(s->options, coordinator_texts[i]));
+    }
+    for (size_t i = 0; i < sizeof coordinator_counts / sizeof *coordinator_counts; i++) {
+        uint64_t count = options_count(s->options, coordinator_counts[i]);
+        if (count == 0 && !options_given(s->options, coordinator_counts[i])) continue;
+        add(s, "--%s", coordinator_counts[i]);
+        add(s, "%" PRIu64, count);
+    }
+    if (options_flag(s->options, "no-prefix-cache")) add(s, "--no-prefix-cache");
+    add(s, "--ports-file");
+    add(s, "%s", s->ports);
+    add(s, "--ready-file");
+    add(s, "%s", s->ready);
+    return spawn(s, &s->coordinator, err);
+}
+
+static int usable_cpus(void) {
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+}
+
+/* Ranks are not bound to cores: a second server on the same machine would be bound to the same
+ * ones, and a rank with several threads would have one core for all of them. */
+static enum status start_replica(struct supervisor *s, struct error *err) {
+    int ranks = (int)options_count(s->options, "target-ranks");
+    const char *host = options_text(s->options, "host");
+    if (strcmp(host, "0.0.0.0") == 0) host = "127.0.0.1";
+    if (strcmp(host, "::") == 0 || strcmp(host, "[::]") == 0) host = "[::1]";
+    s->n_arguments = 0;
+    add(s, "mpirun");
+    add(s, "-n");
+    add(s, "%d", ranks);
+    add(s, "--bind-to");
+    add(s, "none");
+    add(s, "%s", ranks > usable_cpus() ? "--oversubscribe" : "--use-hwthread-cpus");
+    if (geteuid() == 0) add(s, "--allow-run-as-root");
+    add(s, "%s/tandem-worker", s->bin);
+    add(s, "--coordinator");
+    add(s, "%s:%d", host, s->grpc_port);
+    add(s, "--isa");
+    add(s, "%s", options_text(s->options, "isa"));
+    add(s, "--threads");
+    add(s, "%" PRIu64, options_count(s->options, "threads"));
+    add(s, "--log-level");
+    add(s, "%s", options_text(s->options, "log-level"));
+    s->serving = false;
+    unlink(s->ready);
+    return spawn(s, &s->replica, err);
+}
+
+/* Takes the ends of children; *exit_text says how the last of ours ended. */
+static void reap(struct supervisor *s, char *exit_text, size_t size) {
+    int state;
+    for (pid_t pid; (pid = waitpid(-1, &state, WNOHANG)) > 0;) {
+        if (pid == s->coordinator) s->coordinator = 0;
+        else if (pid == s->replica) s->replica = 0;
+        else continue;
+        if (WIFSIGNALED(state)) {
+            snprintf(exit_text, size, "was killed by signal %d (%s)", WTERMSIG(state),
+                     strsignal(WTERMSIG(state)));
+        } else {
+            snprintf(exit_text, size, "ended with exit status %d", WEXITSTATUS(state));
+        }
+    }
+}
+
+/* Waits for the coordinator and the replica to be gone, until `until_ns`. */
+static bool wait_gone(struct supervisor *s, int64_t until_ns) {
+    char ignored[96];
+    while (clock_now_ns() < until_ns) {
+        reap(s, ignored, sizeof ignored);
+        if (s->coordinator == 0 && s->replica == 0) return true;
+        sigtimedwait(&s->signals, NULL, &(struct timespec){0, 50000000});
+    }
+    return false;
+}
+
+/* The coordinator tells the replica to stop; what does not obey is ended. */
+static void stop_all(struct supervisor *s) {
+    if (s->coordinator != 0) kill(s->coordinator, SIGTERM);
+    else if (s->replica != 0) kill(s->replica, SIGTERM);
+    if (wait_gone(s, clock_now_ns() + STOP_GRACE_NS)) return;
+    if (s->replica != 0) kill(s->replica, SIGTERM);
+    if (wait_gone(s, clock_now_ns() + STOP_GRACE_NS / 2)) return;
+    log_warn("children did not stop in time and are killed");
+    if (s->replica != 0) kill(-s->replica, SIGKILL);
+    if (s->coordinator != 0) kill(-s->coordinator, SIGKILL);
+    wait_gone(s, clock_now_ns() + STOP_GRACE_NS);
+}
+
+/* ---- waiting for events ---------------------------------------------------------------------- */
+
+/* Waits at most `timeout_ns`; true: somebody wants us to end. */
+static bool wait_signal(struct supervisor *s, int64_t timeout_ns) {
+    struct timespec timeout = {timeout_ns / SECOND_NS, timeout_ns % SECOND_NS};
+    int number = sigtimedwait(&s->signals, NULL, &timeout);
+    return number == SIGINT || number == SIGTERM;
+}
+
+static enum status read_ports(struct supervisor *s, struct error *err) {
+    json_error_t problem;
+    json_t *ports = json_load_file(s->ports, 0, &problem);
+    if (ports == NULL) {
+        return error_set(err, STATUS_INTERNAL, "%s: %s", s->ports, problem.text);
+    }
+    s->grpc_port = (int)json_integer_value(json_object_get(ports, "grpc_port"));
+    s->http_port = (int)json_integer_value(json_object_get(ports, "http_port"));
+    json_decref(ports);
+    return STATUS_OK;
+}
+
+/* CANCELLED: asked to end before the coordinator listened. */
+static enum status wait_for_ports(struct supervisor *s, struct error *err) {
+    char how[96] = "";
+    while (access(s->ports, R_OK) != 0) {
+        if (wait_signal(s, 20000000)) return error_set(err, STATUS_CANCELLED, "stopped");
+        reap(s, how, sizeof how);
+        if (s->coordinator == 0) {
+            return error_set(err, STATUS_UNAVAILABLE,
+                             "tandem-coordinator %s before it listened; the reason stands above",
+                             how);
+        }
+    }
+    return read_ports(s, err);
+}
+
+/* The file that the user asked for appears by a rename, so nobody reads half of it. */
+static enum status write_ready_file(const struct supervisor *s, struct error *err) {
+    const char *path = options_text(s->options, "ready-file");
+    if (path == NULL) return STATUS_OK;
+    char temporary[4096];
+    snprintf(temporary, sizeof temporary, "%s.%d", path, (int)getpid());
+    FILE *file = fopen(temporary, "w");
+    if (file == NULL) {
+        return error_set(err, STATUS_UNAVAILABLE, "--ready-file %s: %s", path, strerror(errno));
+    }
+    fprintf(file, "{\"grpc_port\": %d, \"http_port\": %d, \"pid\": %d}\n", s->grpc_port,
+            s->http_port, (int)getpid());
+    if (fclose(file) != 0 || rename(temporary, path) != 0) {
+        unlink(temporary);
+        return error_set(err, STATUS_UNAVAILABLE, "--ready-file %s: %s", path, strerror(errno));
+    }
+    return STATUS_OK;
+}
+
+/* The coordinator writes the ready file once; after a restart, the replica's return shows in its
+ * health, and here in the replica staying alive. */
+static enum status note_ready(struct supervisor *s, struct error *err) {
+    if (s->serving || access(s->ready, R_OK) != 0) return STATUS_OK;
+    s->serving = true;
+    s->serving_since_ns = clock_now_ns();
+    if (s->ever_served) return STATUS_OK;
+    s->ever_served = true;
+    TRY(write_ready_file(s, err));
+    const char *host = options_text(s->options, "host");
+    printf("Serving %s: gRPC on %s:%d, metrics on http://%s:%d/metrics. Ctrl-C stops.\n",
+           options_text(s->options, "model"), host, s->grpc_port, host, s->http_port);
+    fflush(stdout);
+    return STATUS_OK;
+}
+
+/* The replica has died: waits a while and starts it again, or gives up. */
+static enum status revive(struct supervisor *s, const char *how, struct error *err) {
+    if (!s->ever_served) {
+        return error_set(err, STATUS_UNAVAILABLE,
+                         "the replica %s before it served; the reason stands above", how);
+    }
+    if (clock_now_ns() - s->serving_since_ns > STEADY_NS) s->deaths = 0;
+    if (++s->deaths > options_count(s->options, "restarts")) {
+        return error_set(err, STATUS_UNAVAILABLE, "the replica %s; given up after %u deaths in a "
+                         "row (--restarts)", how, s->deaths);
+    }
+    int64_t pause_ns = SECOND_NS / 2 << (s->deaths < 8 ? s->deaths - 1 : 7);
+    if (pause_ns > BACKOFF_MAX_NS) pause_ns = BACKOFF_MAX_NS;
+    log_warn("the replica %s; starting it again in %.1f s (death %u of %" PRIu64 ")", how,
+             (double)pause_ns / SECOND_NS, s->deaths, options_count(s->options, "restarts"));
+    int64_t until_ns = clock_now_ns() + pause_ns;
+    for (int64_t now_ns; (now_ns = clock_now_ns()) < until_ns;) {
+        if (wait_signal(s, until_ns - now_ns)) return error_set(err, STATUS_CANCELLED, "stopped");
+    }
+    s->serving_since_ns = clock_now_ns();
+    return start_replica(s, err);
+}
+
+/* Returns CANCELLED when a signal asked for the end. */
+static enum status supervise(struct supervisor *s, struct error *err) {
+    TRY(start_coordinator(s, err));
+    TRY(wait_for_ports(s, err));
+    TRY(start_replica(s, err));
+    for (;;) {
+        char how[96] = "";
+        if (wait_signal(s, s->ever_served ? SECOND_NS : SECOND_NS / 50)) {
+            return error_set(err, STATUS_CANCELLED, "stopped");
+        }
+        reap(s, how, sizeof how);
+        if (s->coordinator == 0) {
+            return error_set(err, STATUS_UNAVAILABLE, "tandem-coordinator %s", how);
+        }
+        TRY(note_ready(s, err));
+        if (s->replica == 0) TRY(revive(s, how, err));
+    }
+}
+
+/* ---- start and end --------------------------------------------------------------------------- */
+
+static enum status prepare(struct supervisor *s, struct error *err) {
+    ssize_t n = readlink("/proc/self/exe", s->bin, sizeof s->bin - 1);
+    if (n <= 0) {
+        return error_set(err, STATUS_UNAVAILABLE, "/proc/self/exe: %s", strerror(errno));
+    }
+    s->bin[n] = '\0';
+    *strrchr(s->bin, '/') = '\0';
+    const char *ready = options_text(s->options, "ready-file");
+    if (ready != NULL && unlink(ready) != 0 && errno != ENOENT) {
+        return error_set(err, STATUS_UNAVAILABLE, "--ready-file %s: %s", ready, strerror(errno));
+    }
+    snprintf(s->scratch, sizeof s->scratch, "/tmp/tandem-serve-XXXXXX");
+    if (mkdtemp(s->scratch) == NULL) {
+        return error_set(err, STATUS_UNAVAILABLE, "cannot make a folder in /tmp: %s",
+                         strerror(errno));
+    }
+    snprintf(s->ports, sizeof s->ports, "%s/ports.json", s->scratch);
+    snprintf(s->ready, sizeof s->ready, "%s/ready.json", s->scratch);
+    sigemptyset(&s->signals);
+    sigaddset(&s->signals, SIGINT);
+    sigaddset(&s->signals, SIGTERM);
+    sigaddset(&s->signals, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &s->signals, NULL);
+    return STATUS_OK;
+}
+
+static void clean_up(struct supervisor *s) {
+    stop_all(s);
+    unlink(s->ports);
+    unlink(s->ready);
+    if (s->scratch[0] != '\0') rmdir(s->scratch);
+    const char *ready = options_text(s->options, "ready-file");
+    if (ready != NULL && s->ever_served) unlink(ready);
+}
+
+static enum status check_options(const struct options *options, struct error *err) {
+    uint64_t ranks = options_count(options, "target-ranks");
+    if (options_text(options, "model") == NULL) {
+        return error_set(err, STATUS_INVALID_ARGUMENT, "--model DIR is missing");
+    }
+    if ((ranks & (ranks - 1)) != 0) {
+        return error_set(err, STATUS_INVALID_ARGUMENT,
+                         "--target-ranks is %" PRIu64 "; expected 1, 2, 4 or 8", ranks);
+    }
+    return STATUS_OK;
+}
+
+int client_serve(int argc, char **argv) {
+    struct options *options;
+    struct error err;
+    if (options_parse(&options, rows, N_ROWS, argc, argv, &err) != STATUS_OK) {
+        fprintf(stderr, "tandem serve: %s; try tandem serve --help\n", err.text);
+        return 2;
+    }
+    if (options_flag(options, "help")) {
+        puts("Usage: tandem serve --model DIR [options]\n\n"
+             "Serves a model in the foreground: starts the coordinator and a replica of ranks.");
+        options_help(stdout, rows, N_ROWS);
+        options_free(options);
+        return 0;
+    }
+    int result = 2;
+    if (check_options(options, &err) == STATUS_OK) {
+        log_open("serve", (enum log_level)log_level_parse(options_text(options, "log-level")));
+        struct supervisor *s = xcalloc(1, sizeof *s);
+        s->options = options;
+        enum status status = prepare(s, &err);
+        if (status == STATUS_OK) status = supervise(s, &err);
+        clean_up(s);
+        free(s);
+        result = status == STATUS_CANCELLED ? 0 : 1;
+    }
+    if (result != 0) fprintf(stderr, "tandem serve: %s\n", err.text);
+    options_free(options);
+    return result;
+}

@@ -1,0 +1,81 @@
+#!/bin/bash
+# All tests, from a bare machine:
+#
+#   tests/run.sh            installs, builds, runs everything that needs no GPU
+#   tests/run.sh FILTER     only the tests whose name matches (ctest -R)
+#   tests/run.sh asan|tsan  the unit tests under sanitizers
+#   tests/run.sh fuzz       every fuzzer, about a minute together
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+jobs=$(nproc)
+# What runs under ThreadSanitizer: everything with threads of its own.
+threaded='^(test_comm.*|test_rpc.*|test_metrics|test_options|test_stream|test_pool|test_linear|test_step_loop|test_local_group)$'
+
+fail() {
+    echo "tests/run.sh: $*" >&2
+    exit 1
+}
+
+# build FOLDER SANITIZER TARGET...
+build() {
+    local folder=$1 sanitizer=$2 log
+    shift 2
+    log=$(mktemp)
+    echo "tests/run.sh: building into $folder"
+    cmake -S "$root" -B "$folder" -G Ninja -DTANDEM_SANITIZE="$sanitizer" >"$log" 2>&1 || {
+        cat "$log" >&2
+        rm -f "$log"
+        fail "the build in $folder could not be configured; the reason stands above"
+    }
+    rm -f "$log"
+    ninja -C "$folder" "$@" || fail "the build in $folder failed; the compiler's words stand above"
+}
+
+# LeakSanitizer's suppressions name what libraries keep until the process ends.
+run_asan() {
+    build "$root/build-asan" address unit-tests
+    ASAN_OPTIONS=detect_stack_use_after_return=0 \
+        LSAN_OPTIONS="suppressions=$root/tests/lsan.supp:print_suppressions=0" \
+        ctest --test-dir "$root/build-asan" --output-on-failure -j "$jobs" -R "$1"
+}
+
+# setarch -R: ThreadSanitizer wants addresses where it expects them.
+run_tsan() {
+    build "$root/build-tsan" thread unit-tests
+    TSAN_OPTIONS="suppressions=$root/tests/tsan.supp ignore_noninstrumented_modules=1" \
+        setarch -R ctest --test-dir "$root/build-tsan" --output-on-failure -j "$jobs" -R "$1"
+}
+
+run_fuzz() {
+    local folder="$root/build-fuzz" fuzzer seconds name n=0
+    "$root/tests/fuzz/build.sh" "$folder"
+    for fuzzer in "$folder"/fuzz_*; do [ -x "$fuzzer" ] && n=$((n + 1)); done
+    [ "$n" -gt 0 ] || fail "tests/fuzz/build.sh built no fuzzer"
+    seconds=$((60 / n))
+    for fuzzer in "$folder"/fuzz_*; do
+        name=$(basename "$fuzzer")
+        echo "tests/run.sh: $name for $seconds s"
+        (cd "$folder" && "$fuzzer" -max_total_time=$seconds -print_final_stats=1 -verbosity=0 \
+            "corpus/$name") || fail "$name found a defect; the input stands in $folder"
+    done
+    echo "tests/run.sh: $n fuzzers found nothing in $((seconds * n)) s"
+}
+
+"$root/deploy/install-deps.sh"
+case "${1:-}" in
+fuzz) run_fuzz ;;
+asan) run_asan '^test_' ;;
+tsan) run_tsan "$threaded" ;;
+"")
+    # Sanitizers first: ctest's closing lines of the whole are the last thing printed.
+    run_asan '^test_'
+    run_tsan "$threaded"
+    build "$root/build" "" all
+    ctest --test-dir "$root/build" --output-on-failure
+    ;;
+*)
+    build "$root/build" "" all
+    ctest --test-dir "$root/build" --output-on-failure --no-tests=error -R "$1"
+    ;;
+esac
