@@ -1,4 +1,5 @@
 /* tandem: the command line. Finds the command; each has its file and its table of options. */
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 

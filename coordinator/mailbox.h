@@ -3,12 +3,12 @@
  * RPC threads only post; the taking thread gets everything that waits at once, so that a busy
  * coordinator locks once per round and not once per event. */
 #pragma once
-#include <protobuf-c/protobuf-c.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#include <pthread.h>
+#include "proto/rpc.h"
 
 struct session;
 struct line;
