@@ -5,20 +5,17 @@
 #include "bench/engine.h"
 
 #include <getopt.h>
-#include <math.h>
-#include <pthread.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "bench/machine.h"
+#include "bench/series.h"
 #include "common/clock.h"
 #include "worker/local_group.h"
 #include "worker/step_loop.h"
 
-enum { CONTEXT = 128, PREFILL = 512, MAX_PASSES = 64, STEPS_PER_SEGMENT = 8 };
+enum { CONTEXT = 128, PREFILL = 512, STEPS_PER_SEGMENT = 8 };
 
 struct settings {
     const char *model;
@@ -27,28 +24,6 @@ struct settings {
     enum backend_isa isa;
     const char *csv;
 };
-
-struct series {
-    double values[MAX_PASSES];
-    int n;
-};
-
-static void series_add(struct series *series, double value) {
-    if (series->n < MAX_PASSES) series->values[series->n++] = value;
-}
-
-static int compare_doubles(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(struct series *series) {
-    if (series->n == 0) return NAN;
-    qsort(series->values, (size_t)series->n, sizeof *series->values, compare_doubles);
-    int middle = series->n / 2;
-    return series->n % 2 ? series->values[middle]
-                         : (series->values[middle - 1] + series->values[middle]) / 2;
-}
 
 /* --- forward passes of chosen sizes --------------------------------------------------------- */
 
@@ -80,73 +55,11 @@ static double time_segment(struct local_group *group, int n_rows) {
     return seconds / STEPS_PER_SEGMENT;
 }
 
-/* --- read bandwidth on as many processors --------------------------------------------------- */
-
-struct reader {
-    pthread_t thread;
-    const char *buffer;
-    size_t bytes;
-    int processor_i;
-    pthread_barrier_t *start, *end;
-    volatile bool *stop;
-};
-
-static void *reader_main(void *arg) {
-    struct reader *reader = arg;
-    cpu_set_t cpus;
-    CPU_ZERO(&cpus);
-    CPU_SET(reader->processor_i, &cpus);
-    pthread_setaffinity_np(pthread_self(), sizeof cpus, &cpus);
-    for (;;) {
-        pthread_barrier_wait(reader->start);
-        if (*reader->stop) return NULL;
-        machine_read(reader->buffer, reader->bytes);
-        pthread_barrier_wait(reader->end);
-    }
-}
-
-struct readers {
-    struct reader *readers;
-    int n;
-    pthread_barrier_t start, end;
-    volatile bool stop;
-    char *buffer;
-    size_t bytes;
-};
-
-static void readers_open(struct readers *readers, int n, size_t bytes) {
-    memset(readers, 0, sizeof *readers);
-    readers->n = n;
-    readers->bytes = bytes / (size_t)n / 4096 * 4096 * (size_t)n;
-    readers->buffer = machine_alloc(readers->bytes);
-    readers->readers = xcalloc((size_t)n, sizeof *readers->readers);
-    pthread_barrier_init(&readers->start, NULL, (unsigned)n + 1);
-    pthread_barrier_init(&readers->end, NULL, (unsigned)n + 1);
-    size_t part = readers->bytes / (size_t)n;
-    int processors = (int)sysconf(_SC_NPROCESSORS_ONLN);
-    for (int i = 0; i < n; i++) {
-        readers->readers[i] = (struct reader){0, readers->buffer + (size_t)i * part, part,
-                                              i % processors, &readers->start, &readers->end,
-                                              &readers->stop};
-        CHECK(pthread_create(&readers->readers[i].thread, NULL, reader_main,
-                             &readers->readers[i]) == 0);
-    }
-}
-
-/* Bytes per second of reading the whole buffer once. */
-static double readers_pass(struct readers *readers) {
+/* Bytes per second of reading a buffer as large as the weights once, on as many processors. */
+static double read_bandwidth(const char *buffer, size_t bytes, int n_threads) {
     int64_t start = clock_now_ns();
-    pthread_barrier_wait(&readers->start);
-    pthread_barrier_wait(&readers->end);
-    return (double)readers->bytes / ((double)(clock_now_ns() - start) / 1e9);
-}
-
-static void readers_close(struct readers *readers) {
-    readers->stop = true;
-    pthread_barrier_wait(&readers->start);
-    for (int i = 0; i < readers->n; i++) pthread_join(readers->readers[i].thread, NULL);
-    machine_free(readers->buffer, readers->bytes);
-    free(readers->readers);
+    machine_read_threads(buffer, bytes, n_threads);
+    return (double)bytes / ((double)(clock_now_ns() - start) / 1e9);
 }
 
 /* --- the step loop -------------------------------------------------------------------------- */
@@ -158,9 +71,7 @@ struct loop_times {
 };
 
 /* One request through scheduler, engine, sampling: what a step costs outside kernels. */
-static struct loop_times time_step_loop(struct local_group *group, const struct settings *settings,
-                                        int n_tokens) {
-    (void)settings;
+static struct loop_times time_step_loop(struct local_group *group, int n_tokens) {
     const struct model_config *config = local_group_config(group);
     struct step_loop_options options = {
         .engine = local_group_engine(group),
@@ -222,16 +133,16 @@ static void measure(struct local_group *group, const struct settings *settings) 
     double weights = (double)transformer_memory(local_group_transformer(group)).weights_bytes;
     double all_weights = weights * settings->ranks; /* the shards are alike to a percent */
     int processors = settings->ranks * settings->threads;
-    struct readers readers;
-    readers_open(&readers, processors, (size_t)all_weights);
+    size_t bytes = (size_t)all_weights / 4096 * 4096;
+    char *buffer = machine_alloc(bytes);
 
     struct series decode = {0}, fraction = {0}, bandwidth = {0}, cost8 = {0}, cost16 = {0},
                   prefill = {0}, overhead_us = {0}, overhead_share = {0}, sampled = {0};
     time_forward(group, PREFILL < config->max_position ? CONTEXT : 16, 0, 1);
     for (int pass = 0; pass < settings->passes; pass++) {
-        double read_a = readers_pass(&readers);
+        double read_a = read_bandwidth(buffer, bytes, processors);
         double one = time_segment(group, 1);
-        double read_b = readers_pass(&readers);
+        double read_b = read_bandwidth(buffer, bytes, processors);
         double eight = time_segment(group, 8);
         double sixteen = time_segment(group, 16);
         double one_again = time_segment(group, 1);
@@ -244,27 +155,27 @@ static void measure(struct local_group *group, const struct settings *settings) 
         series_add(&cost16, sixteen / step);
         double seconds = time_forward(group, PREFILL, 0, 1);
         series_add(&prefill, flops_per_row(config) * PREFILL / seconds / 1e9 / processors);
-        struct loop_times loop = time_step_loop(group, settings, 32);
+        struct loop_times loop = time_step_loop(group, 32);
         series_add(&overhead_us, loop.overhead_us);
         series_add(&overhead_share, 100 * loop.overhead_share);
         series_add(&sampled, loop.tokens_per_second);
     }
-    readers_close(&readers);
+    machine_free(buffer, bytes);
 
     printf("\n%s, %s weights (%.1f MB), %d rank%s x %d thread%s, %s, %d passes\n", config->name,
            dtype_name(settings->weights), all_weights / 1e6, settings->ranks,
            settings->ranks == 1 ? "" : "s", settings->threads, settings->threads == 1 ? "" : "s",
            backend_isa_name(local_group_backend(group)), settings->passes);
     printf("  %-46s %10s %-9s %s\n", "median of", "measured", "", "aimed at");
-    row("forward passes of one row", median(&decode), "1/s", "");
-    row("tokens, sampled at temperature 1", median(&sampled), "1/s", "");
-    row("read bandwidth of a buffer of that size", median(&bandwidth), "GB/s", "");
-    row("decode: weight bytes over read bandwidth", median(&fraction), "", ">= 0.88");
-    row("cost of 8 rows against 1, c(8)", median(&cost8), "", "<= 1.05");
-    row("cost of 16 rows against 1, c(16)", median(&cost16), "", "<= 1.15");
-    row("prefill of 512 rows, per processor", median(&prefill), "GFLOP/s", ">= 1000 (AMX)");
-    row("step outside kernels", median(&overhead_us), "us", "<= 60 (bundled model)");
-    row("step outside kernels", median(&overhead_share), "%", "<= 5 (216m)");
+    row("forward passes of one row", series_median(&decode), "1/s", "");
+    row("tokens, sampled at temperature 1", series_median(&sampled), "1/s", "");
+    row("read bandwidth of a buffer of that size", series_median(&bandwidth), "GB/s", "");
+    row("decode: weight bytes over read bandwidth", series_median(&fraction), "", ">= 0.88");
+    row("cost of 8 rows against 1, c(8)", series_median(&cost8), "", "<= 1.05");
+    row("cost of 16 rows against 1, c(16)", series_median(&cost16), "", "<= 1.15");
+    row("prefill of 512 rows, per processor", series_median(&prefill), "GFLOP/s", ">= 1000 (AMX)");
+    row("step outside kernels", series_median(&overhead_us), "us", "<= 60 (bundled model)");
+    row("step outside kernels", series_median(&overhead_share), "%", "<= 5 (216m)");
 }
 
 static const char usage[] =
@@ -309,7 +220,7 @@ static bool parse(struct settings *settings, int argc, char **argv) {
         default: return false;
         }
     }
-    return settings->model != NULL && settings->passes >= 1 && settings->passes <= MAX_PASSES &&
+    return settings->model != NULL && settings->passes >= 1 && settings->passes <= SERIES_MAX &&
            settings->threads >= 1 && settings->ranks >= 1;
 }
 

@@ -1,5 +1,7 @@
 #include "bench/machine.h"
 
+#include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -50,4 +52,37 @@ machine_read(const void *memory, size_t bytes) {
     }
     lanes all = sums[0] + sums[1] + sums[2] + sums[3];
     __asm__ volatile("" : : "r"(&all) : "memory");
+}
+
+struct share {
+    pthread_t thread;
+    const char *memory;
+    size_t bytes;
+    int processor_i;
+};
+
+static void *read_share(void *arg) {
+    const struct share *share = arg;
+    cpu_set_t cpus;
+    CPU_ZERO(&cpus);
+    CPU_SET(share->processor_i % (int)sysconf(_SC_NPROCESSORS_ONLN), &cpus);
+    pthread_setaffinity_np(pthread_self(), sizeof cpus, &cpus);
+    machine_read(share->memory, share->bytes);
+    return NULL;
+}
+
+void machine_read_threads(const void *memory, size_t bytes, int n_threads) {
+    enum { MAX_THREADS = 256 };
+    CHECK(n_threads >= 1 && n_threads <= MAX_THREADS);
+    if (n_threads == 1) {
+        machine_read(memory, bytes);
+        return;
+    }
+    struct share shares[MAX_THREADS];
+    size_t part = bytes / (size_t)n_threads / 1024 * 1024;
+    for (int i = 0; i < n_threads; i++) {
+        shares[i] = (struct share){0, (const char *)memory + (size_t)i * part, part, i};
+        CHECK(pthread_create(&shares[i].thread, NULL, read_share, &shares[i]) == 0);
+    }
+    for (int i = 0; i < n_threads; i++) pthread_join(shares[i].thread, NULL);
 }

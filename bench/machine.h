@@ -11,3 +11,6 @@ void machine_free(void *memory, size_t bytes);
 
 /* Reads all bytes once, as fast as one thread can: four streams, prefetched. bytes: a multiple of 1024. */
 void machine_read(const void *memory, size_t bytes);
+
+/* The same by n_threads at once, each a share, pinned to processor i; starts and joins threads. */
+void machine_read_threads(const void *memory, size_t bytes, int n_threads);

@@ -2,7 +2,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "bench/coordinator.h"
 #include "bench/engine.h"
+#include "bench/kernels.h"
 #include "bench/make_model.h"
 
 static const struct command {
@@ -10,7 +12,9 @@ static const struct command {
     int (*run)(int argc, char **argv);
     const char *help;
 } commands[] = {
+    {"kernels", bench_kernels, "matrix products against read bandwidth, by rows and instruction set"},
     {"engine", bench_engine, "decoding, cost of rows, prefill and step overhead of a model"},
+    {"coordinator", bench_coordinator, "streaming and latency of the coordinator, with a stub replica"},
     {"make-model", bench_make_model, "writes a random checkpoint, or a target/draft pair"},
 };
 

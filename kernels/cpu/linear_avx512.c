@@ -8,7 +8,7 @@
 
 #include "kernels/cpu/cpu.h"
 
-enum { PREFETCH_BYTES = 1024 };
+enum { PREFETCH_BYTES = 1024, MAX_SUMS = 26 };
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -34,7 +34,9 @@ INLINE void store(float *out, size_t out_stride, const struct weight *w, const f
 /* One leaf of P panels x M rows. w: the leaf's first step in panel 0; x: in row 0. */
 INLINE void leaf_bf16(__m512 *acc, const char *w, size_t panel_bytes, const char *x,
                       size_t row_bytes, int n_steps, const int P, const int M) {
-    for (int i = 0; i < P * M; i++) acc[i] = _mm512_setzero_ps();
+    __m512 sums[MAX_SUMS]; /* their own array, every loop over it unrolled: they stay in registers */
+#pragma GCC unroll 32
+    for (int i = 0; i < P * M; i++) sums[i] = _mm512_setzero_ps();
     for (int step = 0; step < n_steps; step++) {
         __m512bh weights[4];
 #pragma GCC unroll 4
@@ -49,15 +51,19 @@ INLINE void leaf_bf16(__m512 *acc, const char *w, size_t panel_bytes, const char
             __m512bh xs = (__m512bh)_mm512_set1_epi32(pair);
 #pragma GCC unroll 4
             for (int p = 0; p < P; p++) {
-                acc[p * M + m] = _mm512_dpbf16_ps(acc[p * M + m], weights[p], xs);
+                sums[p * M + m] = _mm512_dpbf16_ps(sums[p * M + m], weights[p], xs);
             }
         }
     }
+#pragma GCC unroll 32
+    for (int i = 0; i < P * M; i++) acc[i] = sums[i];
 }
 
 INLINE void leaf_i8(__m512i *acc, const char *w, size_t panel_bytes, const char *x,
                     size_t row_bytes, int n_steps, const int P, const int M) {
-    for (int i = 0; i < P * M; i++) acc[i] = _mm512_setzero_si512();
+    __m512i sums[MAX_SUMS];
+#pragma GCC unroll 32
+    for (int i = 0; i < P * M; i++) sums[i] = _mm512_setzero_si512();
     for (int step = 0; step < n_steps; step++) {
         __m512i weights[4];
 #pragma GCC unroll 4
@@ -72,21 +78,23 @@ INLINE void leaf_i8(__m512i *acc, const char *w, size_t panel_bytes, const char 
             __m512i xs = _mm512_set1_epi32(quad);
 #pragma GCC unroll 4
             for (int p = 0; p < P; p++) {
-                acc[p * M + m] = _mm512_dpbusd_epi32(acc[p * M + m], xs, weights[p]);
+                sums[p * M + m] = _mm512_dpbusd_epi32(sums[p * M + m], xs, weights[p]);
             }
         }
     }
+#pragma GCC unroll 32
+    for (int i = 0; i < P * M; i++) acc[i] = sums[i];
 }
 
 /* The accumulators of P panels x M rows, all leaves, to the output. */
 INLINE void block_bf16(float *out, size_t out_stride, const struct weight *w,
                        const struct packed_rows *rows, const float *bias, int panel_i, int row,
                        const int P, const int M) {
-    __m512 leaves[16 * 2][BACKEND_MAX_LEAVES]; /* [P * M][leaf] */
+    __m512 leaves[MAX_SUMS][BACKEND_MAX_LEAVES]; /* [P * M][leaf] */
     const char *panel = w->data + (size_t)panel_i * w->panel_bytes;
     const char *x = (const char *)rows->data + (size_t)row * rows->row_bytes;
     for (int leaf = 0; leaf < w->n_leaves; leaf++) {
-        __m512 acc[16 * 2];
+        __m512 acc[MAX_SUMS];
         size_t at = (size_t)w->leaf_steps[leaf];
         leaf_bf16(acc, panel + at * 64, w->panel_bytes, x + at * 4, rows->row_bytes,
                   w->leaf_steps[leaf + 1] - w->leaf_steps[leaf], P, M);
@@ -103,11 +111,11 @@ INLINE void block_bf16(float *out, size_t out_stride, const struct weight *w,
 INLINE void block_i8(float *out, size_t out_stride, const struct weight *w,
                      const struct packed_rows *rows, const float *bias, int panel_i, int row,
                      const int P, const int M) {
-    __m512 leaves[16 * 2][BACKEND_MAX_LEAVES];
+    __m512 leaves[MAX_SUMS][BACKEND_MAX_LEAVES];
     const char *panel = w->data + (size_t)panel_i * w->panel_bytes;
     const char *x = (const char *)rows->data + (size_t)row * rows->row_bytes;
     for (int leaf = 0; leaf < w->n_leaves; leaf++) {
-        __m512i acc[16 * 2];
+        __m512i acc[MAX_SUMS];
         size_t at = (size_t)w->leaf_steps[leaf];
         leaf_i8(acc, panel + at * 64, w->panel_bytes, x + at * 4, rows->row_bytes,
                 w->leaf_steps[leaf + 1] - w->leaf_steps[leaf], P, M);

@@ -1,0 +1,197 @@
+/* tandem-bench kernels: one layer's product at a time, cold.
+ *
+ * Weights of one shape are made several times over until they exceed the last-level cache by far; a
+ * pass goes through all of them. Reading the same bytes and multiplying by 1, 2, 4, 8 and 16 rows
+ * alternate inside one pass, and ratios are taken there. */
+#include "bench/kernels.h"
+
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bench/machine.h"
+#include "bench/series.h"
+#include "common/clock.h"
+#include "kernels/backend.h"
+
+enum { MAX_COPIES = 64, PREFILL = 512, N_ROW_COUNTS = 5 };
+static const int row_counts[N_ROW_COUNTS] = {1, 2, 4, 8, 16};
+
+struct settings {
+    enum backend_isa isa;
+    int threads, passes;
+    size_t bytes;
+    const char *csv;
+};
+
+struct shape {
+    const char *name;
+    int n, k, n_leaves;
+};
+
+/* The products of the 216 M model, and the square one that others publish. */
+static const struct shape shapes[] = {
+    {"qkv 2048 x 1024", 2048, 1024, 1},
+    {"o 1024 x 1024, 8 leaves", 1024, 1024, 8},
+    {"gate_up 6144 x 1024", 6144, 1024, 1},
+    {"down 1024 x 3072, 8 leaves", 1024, 3072, 8},
+    {"head 32000 x 1024", 32000, 1024, 1},
+    {"4096 x 4096", 4096, 4096, 1},
+};
+
+struct bench {
+    const struct settings *settings;
+    const struct shape *shape;
+    struct backend *backend;
+    struct weight *copies[MAX_COPIES];
+    int n_copies;
+    float *in, *out;
+    char *buffer;
+    size_t bytes;
+};
+
+static void make_weights(struct bench *b, enum dtype format) {
+    const struct shape *shape = b->shape;
+    size_t n = (size_t)shape->n * (size_t)shape->k;
+    uint16_t *values = xmalloc(n * sizeof *values);
+    for (size_t i = 0; i < n; i++) values[i] = bf16_from_f32((float)(i * 2654435761u % 2001) / 1000 - 1);
+    struct weight_source source = {values, DTYPE_BF16, shape->k, shape->n};
+    int leaves[BACKEND_MAX_LEAVES + 1];
+    for (int i = 0; i <= shape->n_leaves; i++) leaves[i] = shape->k / shape->n_leaves * i;
+    b->n_copies = 0;
+    b->bytes = 0;
+    struct error err;
+    while (b->n_copies < MAX_COPIES && b->bytes < b->settings->bytes) {
+        struct weight **copy = &b->copies[b->n_copies++];
+        CHECK(backend_weight_create(copy, b->backend, &source, 1, shape->k,
+                                    shape->n_leaves > 1 ? leaves : NULL, shape->n_leaves, format,
+                                    &err) == STATUS_OK);
+        b->bytes += backend_weight_bytes(*copy);
+    }
+    free(values);
+}
+
+/* Seconds for all copies at n_rows. */
+static double multiply(struct bench *b, int n_rows, int n_copies) {
+    int64_t start = clock_now_ns();
+    for (int i = 0; i < n_copies; i++) {
+        if (b->shape->n_leaves > 1) {
+            backend_linear_tree(b->backend, b->out, b->in, b->copies[i], n_rows);
+        } else {
+            backend_linear(b->backend, b->out, b->in, b->shape->k, b->copies[i], NULL, n_rows);
+        }
+    }
+    return (double)(clock_now_ns() - start) / 1e9;
+}
+
+static double read_all(struct bench *b) {
+    int64_t start = clock_now_ns();
+    machine_read_threads(b->buffer, b->bytes, b->settings->threads);
+    return (double)(clock_now_ns() - start) / 1e9;
+}
+
+static FILE *csv_file;
+
+static void measure(struct bench *b, enum dtype format) {
+    make_weights(b, format);
+    b->bytes = b->bytes / 4096 * 4096;
+    b->buffer = machine_alloc(b->bytes);
+    struct series read = {0}, fraction = {0}, cost[N_ROW_COUNTS] = {{{0}, 0}}, prefill = {0};
+    multiply(b, 1, b->n_copies);
+    for (int pass = 0; pass < b->settings->passes; pass++) {
+        double before = read_all(b), one = multiply(b, 1, b->n_copies), after = read_all(b);
+        series_add(&read, (double)b->bytes / before / 1e9);
+        series_add(&fraction, (before + after) / 2 / one);
+        for (int i = 1; i < N_ROW_COUNTS; i++) {
+            double some = multiply(b, row_counts[i], b->n_copies);
+            series_add(&cost[i], some / ((one + multiply(b, 1, b->n_copies)) / 2));
+        }
+        double flops = 2.0 * b->shape->n * b->shape->k * PREFILL;
+        series_add(&prefill, flops / multiply(b, PREFILL, 1) / 1e9 / b->settings->threads);
+    }
+    printf("  %-28s %-5s %7.1f %9.2f %7.2f %6.2f %6.2f %6.2f %10.0f\n", b->shape->name,
+           dtype_name(format), series_median(&read), series_median(&fraction),
+           series_median(&cost[1]), series_median(&cost[2]), series_median(&cost[3]),
+           series_median(&cost[4]), series_median(&prefill));
+    if (csv_file != NULL) {
+        fprintf(csv_file, "%s,%s,%s,%d,%g,%g,%g,%g,%g,%g,%g\n", backend_isa_name(b->backend),
+                b->shape->name, dtype_name(format), b->settings->threads, series_median(&read),
+                series_median(&fraction), series_median(&cost[1]), series_median(&cost[2]),
+                series_median(&cost[3]), series_median(&cost[4]), series_median(&prefill));
+    }
+    machine_free(b->buffer, b->bytes);
+    for (int i = 0; i < b->n_copies; i++) backend_weight_free(b->copies[i]);
+}
+
+static const char usage[] =
+    "usage: tandem-bench kernels [options]\n"
+    "\n"
+    "Matrix products on weights that no cache holds, against reading as many bytes.\n"
+    "\n"
+    "  --isa NAME       auto, amx, avx512, avx2, portable      (auto)\n"
+    "  --threads N      compute threads                        (1)\n"
+    "  --passes N       medians are over so many, 1..64        (7)\n"
+    "  --megabytes N    weights of one shape in all            (256)\n"
+    "  --csv FILE       appends the rows\n";
+
+static bool parse(struct settings *settings, int argc, char **argv) {
+    static const struct option options[] = {
+        {"isa", required_argument, NULL, 'i'},       {"threads", required_argument, NULL, 't'},
+        {"passes", required_argument, NULL, 'p'},    {"csv", required_argument, NULL, 'c'},
+        {"megabytes", required_argument, NULL, 'm'}, {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0}};
+    *settings = (struct settings){BACKEND_AUTO, 1, 7, (size_t)256 << 20, NULL};
+    int isa = 0;
+    for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+        switch (option) {
+        case 'i': isa = backend_isa_parse(optarg); break;
+        case 't': settings->threads = atoi(optarg); break;
+        case 'p': settings->passes = atoi(optarg); break;
+        case 'm': settings->bytes = (size_t)atoi(optarg) << 20; break;
+        case 'c': settings->csv = optarg; break;
+        default: return false;
+        }
+    }
+    settings->isa = (enum backend_isa)isa;
+    return isa >= 0 && settings->threads >= 1 && settings->passes >= 1 &&
+           settings->passes <= SERIES_MAX && settings->bytes >= (size_t)1 << 20;
+}
+
+int bench_kernels(int argc, char **argv) {
+    struct settings settings;
+    if (!parse(&settings, argc, argv)) {
+        fputs(usage, stderr);
+        return 2;
+    }
+    struct backend_options options = {settings.isa, settings.threads, PREFILL, 32000};
+    struct bench bench = {.settings = &settings};
+    struct error err;
+    if (backend_create(&bench.backend, &options, &err) != STATUS_OK) {
+        fprintf(stderr, "tandem-bench kernels: %s\n", err.text);
+        return 1;
+    }
+    if (settings.csv != NULL) csv_file = fopen(settings.csv, "a");
+    bench.in = backend_alloc(bench.backend, (size_t)PREFILL * 4096 * sizeof(float));
+    bench.out = backend_alloc(bench.backend, (size_t)PREFILL * 32000 * sizeof(float));
+    for (int i = 0; i < PREFILL * 4096; i++) bench.in[i] = (float)(i % 1999) / 1000 - 1;
+    machine_print();
+    printf("%s, %d thread%s, medians of %d passes\n\n", backend_isa_name(bench.backend),
+           settings.threads, settings.threads == 1 ? "" : "s", settings.passes);
+    printf("  %-28s %-5s %7s %9s %7s %6s %6s %6s %10s\n", "product", "", "read", "fraction", "c(2)",
+           "c(4)", "c(8)", "c(16)", "prefill");
+    printf("  %-28s %-5s %7s %9s %7s %6s %6s %6s %10s\n", "", "", "GB/s", "of it", "", "", "", "",
+           "GFLOP/s/thr");
+    printf("  %-28s %-5s %7s %9s %7s %6s %6s %6s %10s\n", "aimed at (AMX)", "", "", ">= 0.88", "", "",
+           "<=1.05", "<=1.15", ">= 1000");
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        bench.shape = &shapes[i];
+        measure(&bench, DTYPE_BF16);
+        measure(&bench, DTYPE_I8);
+    }
+    if (csv_file != NULL) fclose(csv_file);
+    backend_free(bench.backend, bench.in);
+    backend_free(bench.backend, bench.out);
+    backend_destroy(bench.backend);
+    return 0;
+}
