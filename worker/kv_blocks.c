@@ -187,6 +187,12 @@ int kv_blocks_match(struct kv_blocks *pool, struct kv_sequence *sequence, const 
     return found;
 }
 
+void kv_blocks_unmatch(struct kv_blocks *pool, struct kv_sequence *sequence, int n_tokens) {
+    pool->query_tokens -= (uint64_t)n_tokens;
+    pool->hit_tokens -= (uint64_t)sequence->n_blocks * KV_BLOCK;
+    kv_blocks_release(pool, sequence);
+}
+
 bool kv_blocks_extend(struct kv_blocks *pool, struct kv_sequence *sequence, int n_positions) {
     int n_blocks = (n_positions + KV_BLOCK - 1) / KV_BLOCK;
     if (n_blocks - sequence->n_blocks > kv_blocks_available(pool)) return false;

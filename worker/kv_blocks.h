@@ -43,6 +43,9 @@ void kv_blocks_destroy(struct kv_blocks *pool);
 int kv_blocks_match(struct kv_blocks *pool, struct kv_sequence *sequence, const int32_t *tokens,
                     int n_tokens);
 
+/* Undoes a match of n_tokens that led to nothing: gives the blocks back, and it does not count. */
+void kv_blocks_unmatch(struct kv_blocks *pool, struct kv_sequence *sequence, int n_tokens);
+
 /* Makes the table cover n_positions; false, and no change, when there are not enough blocks. */
 bool kv_blocks_extend(struct kv_blocks *pool, struct kv_sequence *sequence, int n_positions);
 

@@ -236,7 +236,7 @@ static bool admit(struct scheduler *s, struct request *request) {
     int found = kv_blocks_match(pool, &request->kv, request->tokens, request->n_tokens);
     int blocks = (request->n_tokens + KV_BLOCK - 1) / KV_BLOCK - request->kv.n_blocks;
     if (s->n_running > 0 && blocks + s->n_running > kv_blocks_available(pool)) {
-        kv_blocks_release(pool, &request->kv);
+        kv_blocks_unmatch(pool, &request->kv, request->n_tokens);
         return false;
     }
     request->n_computed = found;
