@@ -427,7 +427,7 @@ static enum status take_chunk(struct generation *g, const Tandem__V1__GenerateCh
         if (chunk->text.len > 0 || chunk->n_token_ids > 0) print_chunk_json(chunk);
         if (finish != NULL) print_finish_json(g, chunk);
     } else {
-        fwrite(chunk->text.data, 1, chunk->text.len, stdout);
+        if (chunk->text.len > 0) fwrite(chunk->text.data, 1, chunk->text.len, stdout);
         if (finish != NULL) print_finish(g, finish);
     }
     fflush(stdout);

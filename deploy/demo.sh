@@ -52,7 +52,7 @@ while [ ! -s "$work/ready.json" ]; do
     sleep 0.1
     waited=$((waited + 1))
 done
-grep -E 'capacity|^ |MiB|KV memory' "$work/serve.log" || true
+grep 'worker\.r0\.0' "$work/serve.log" || true
 port=$(sed -n 's/.*"grpc_port": *\([0-9]*\).*/\1/p' "$work/ready.json")
 
 echo
