@@ -1,5 +1,5 @@
-/* Attention of one query as plain loops in double, with the rounding that backend.h promises: inputs in
- * bf16, weights of a piece of 256 positions relative to the piece's maximum, rounded to bf16. */
+/* Attention of one query as plain loops in double, with the rounding that the CPU backend documents:
+ * inputs in bf16; weights relative to the maximum of their piece of 256 positions, in bf16. */
 #pragma once
 #include <math.h>
 
@@ -60,8 +60,8 @@ static inline void reference_piece(struct reference_softmax *s, const struct ref
     }
 }
 
-/* out[head_dim] for the query at `position`, head `head`, reading KV head kv. Returns the bound: f32
- * sums of up to 256 terms, and a few weights that round to the other neighbour (2^-7 of one weight). */
+/* out[head_dim] for the query at `position`, head `head`, reading KV head kv. Returns the bound:
+ * f32 sums of up to 256 terms, and a few weights that round to the other neighbour (2^-7 each). */
 static inline double reference_attention(double *out, const struct reference_history *h,
                                          int position, int head, int kv, int window) {
     struct reference_softmax s = {0};

@@ -21,8 +21,8 @@ static inline struct reference_product reference_dot(const float *x, const float
     return product;
 }
 
-/* k terms and the tree added in f32: each addition errs by at most 2^-24 of a partial sum, which the
- * sum of magnitudes bounds. Twice that, for products that are rounded before they are added. */
+/* k terms and the tree added in f32: each addition errs by at most 2^-24 of a partial sum, which
+ * the sum of magnitudes bounds. Twice that, for products that are rounded before they are added. */
 static inline double reference_f32_bound(int k, double magnitude) {
     return (k + 8) * 0x1p-23 * magnitude + 1e-30;
 }
@@ -42,6 +42,8 @@ static inline float reference_largest(const float *values, int n) {
 static inline double reference_i8_drift(const float *x, const float *w, int k) {
     double x_half = reference_largest(x, k) / 254.0, w_half = reference_largest(w, k) / 254.0;
     double bound = 0;
-    for (int c = 0; c < k; c++) bound += x_half * fabsf(w[c]) + w_half * fabsf(x[c]) + x_half * w_half;
+    for (int c = 0; c < k; c++) {
+        bound += x_half * fabsf(w[c]) + w_half * fabsf(x[c]) + x_half * w_half;
+    }
     return 1.0001 * bound + 1e-30;
 }

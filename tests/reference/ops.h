@@ -17,7 +17,8 @@ static inline double reference_swiglu(float gate, float up) {
 /* The tree over n subtree roots `stride` apart, in f32: its order is the contract. */
 static inline float reference_tree(const float *roots, int n, int stride) {
     if (n == 1) return roots[0];
-    return reference_tree(roots, n / 2, stride) + reference_tree(roots + n / 2 * stride, n / 2, stride);
+    const float *right = roots + n / 2 * stride;
+    return reference_tree(roots, n / 2, stride) + reference_tree(right, n / 2, stride);
 }
 
 /* One head at `position`: RMSNorm where norm is not NULL, then the half-split rotation. */

@@ -1,4 +1,4 @@
-/* Random test inputs: splitmix64, so that a seed printed by a failure gives the same inputs anywhere. */
+/* Random test inputs: splitmix64, so that a printed seed gives the same inputs anywhere. */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

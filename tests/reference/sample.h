@@ -1,5 +1,5 @@
-/* Sampling as plain loops: every step in the order of backend.h, the draw as the argmax over all ids
- * that remain, filters by a full sort. */
+/* Sampling as plain loops: every step in the order of backend.h, the draw as the argmax over all
+ * ids that remain, filters by a full sort. */
 #pragma once
 #include <math.h>
 #include <stdbool.h>
@@ -68,7 +68,7 @@ static inline int32_t reference_argmax(const float *logits, int vocab) {
     return best;
 }
 
-/* The drawn token; logits are destroyed, allowed[vocab] is filled where the temperature is not 0. */
+/* The drawn token. Destroys logits; fills allowed[vocab] where the temperature is not 0. */
 static inline int32_t reference_sample(bool *allowed, float *logits, int vocab,
                                        const struct sample_params *params, const int32_t *history,
                                        int n_prompt, int n_history, int64_t position) {

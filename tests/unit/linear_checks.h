@@ -1,4 +1,4 @@
-/* What every product must keep, whatever its kernel: shared by test_linear.c and test_linear_amx.c. */
+/* What every product must keep, whatever its kernel: for test_linear.c and test_linear_amx.c. */
 #pragma once
 #include <stdio.h>
 #include <string.h>
@@ -22,7 +22,9 @@ static inline struct weight *linear_pack(struct backend *backend, const float *w
     struct weight_source source = linear_source(w, n, k);
     struct weight *weight = NULL;
     struct error err = {0};
-    if (backend_weight_create(&weight, backend, &source, 1, k, NULL, 1, format, &err) != STATUS_OK) {
+    enum status status =
+        backend_weight_create(&weight, backend, &source, 1, k, NULL, 1, format, &err);
+    if (status != STATUS_OK) {
         fprintf(stderr, "%s\n", err.text);
         abort();
     }
@@ -82,8 +84,8 @@ static inline void linear_check_all_values(struct backend *backend) {
     }
 }
 
-/* Row r of a product of 100 rows, alone and among 1..33, 64, 100 rows at other places, next to rows in
- * another order: the same bits. */
+/* Row r of a product of 100 rows, alone and among 1..33, 64, 100 rows, at other places and next to
+ * other rows: the same bits. */
 static inline void linear_check_row_invariance(struct backend *backend, enum dtype format, int n,
                                                int k, uint64_t seed) {
     enum { ROWS = 100 };
@@ -219,8 +221,8 @@ static inline void linear_check_tree(struct backend *backend, enum dtype format,
     for (int degree = 2; degree <= BACKEND_MAX_LEAVES; degree *= 2) {
         memcpy(out, before, size * sizeof *out);
         linear_tree_of_ranks(out, &c, bias, degree);
-        cr_assert(linear_same(out, expected, size), "seed %llu %s %s leaves %d n %d k %d: degree %d",
-                  (unsigned long long)seed, backend_isa_name(backend), dtype_name(format),
+        cr_assert(linear_same(out, expected, size),
+                  "seed %llu %s %s leaves %d n %d k %d: degree %d", (unsigned long long)seed, backend_isa_name(backend), dtype_name(format),
                   (int)kind, n, k, degree);
     }
     free(x), free(w), free(bias), free(before), free(expected), free(out);

@@ -1,5 +1,5 @@
-/* Attention over the paged cache: values against double, and the bits that must not depend on how the
- * history was cut, on who shares the batch, on threads, or on what a block held before. */
+/* Attention over the paged cache: values against double, and the bits that must not depend on how
+ * the history was cut, on who shares the batch, on threads, or on what a block held before. */
 #include <stdio.h>
 #include <string.h>
 
@@ -91,7 +91,7 @@ static int same(const float *a, const float *b, size_t n) {
     return memcmp(a, b, n * sizeof *a) == 0;
 }
 
-/* --- values ------------------------------------------------------------------------------------- */
+/* --- values ----------------------------------------------------------------------------------- */
 
 static void check_rows(const struct fixture *f, const float *out, const float *qkv, int n,
                        const char *what) {
@@ -188,7 +188,7 @@ Test(attention, agrees_with_double_in_a_sliding_window) {
     }
 }
 
-/* --- bits ---------------------------------------------------------------------------------------- */
+/* --- bits ------------------------------------------------------------------------------------- */
 
 static const int odd_group[] = {0, 0, 0, 1, 1};
 
@@ -289,7 +289,7 @@ Test(attention, other_sequences_in_the_batch_do_not_change_bits) {
     }
 }
 
-/* --- what may not be seen ------------------------------------------------------------------------ */
+/* --- what may not be seen --------------------------------------------------------------------- */
 
 /* A block that is given to another sequence still holds the old one's rows. */
 static void check_stale(enum backend_isa isa, int n, int chunk, float garbage) {

@@ -69,7 +69,8 @@ static void threads_of(enum backend_isa isa, enum dtype format, int n, int k, in
         backend_destroy(backend);
     }
     cr_assert(linear_same(out[0], out[1], size) && linear_same(out[0], out[2], size),
-              "%s %s n %d k %d rows %d", backend_isa_to_name(isa), dtype_name(format), n, k, n_rows);
+              "%s %s n %d k %d rows %d", backend_isa_to_name(isa), dtype_name(format), n, k,
+              n_rows);
     for (int t = 0; t < 3; t++) free(out[t]);
     free(x), free(w);
 }
@@ -100,13 +101,14 @@ Test(linear, zeros_give_zero) {
     on_every_isa(zeros, 1);
 }
 
-/* --- checkpoint memory ------------------------------------------------------------------------- */
+/* --- checkpoint memory ------------------------------------------------------------------------ */
 
-/* [n, k] values that f16 and bf16 both hold exactly: sign, four bits of mantissa, small exponents. */
+/* Values that f16 and bf16 both hold exactly: sign, four bits of mantissa, small exponents. */
 static void fill_exact(float *w, int n, struct test_random *random) {
     for (int i = 0; i < n; i++) {
         float magnitude = (float)(16 + random_below(random, 16));
-        w[i] = ldexpf(random_below(random, 2) ? magnitude : -magnitude, -random_below(random, 8) - 4);
+        float value = random_below(random, 2) ? magnitude : -magnitude;
+        w[i] = ldexpf(value, -random_below(random, 8) - 4);
     }
 }
 

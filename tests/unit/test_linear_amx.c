@@ -5,8 +5,8 @@
 
 #include "tests/unit/linear_checks.h"
 
-/* A backend whose products are the AMX kernel's: the layout is chosen when a weight is packed, so the
- * instruction set may be set after creation. */
+/* A backend whose products are the AMX kernel's: the layout is chosen when a weight is packed, so
+ * the instruction set may be set after creation. */
 static struct backend *open_emulated(int n_threads) {
     struct backend_options options = {BACKEND_PORTABLE, n_threads, 128, 2048};
     struct backend *backend = NULL;

@@ -1,5 +1,5 @@
-/* The row-wise ops on every instruction set: values, ragged widths, and rows that depend on themselves
- * alone. */
+/* The row-wise ops on every instruction set: values, ragged widths, and rows that depend on
+ * themselves alone. */
 #include <stdio.h>
 #include <string.h>
 
@@ -38,7 +38,7 @@ static int same(const float *a, const float *b, size_t n) {
     return memcmp(a, b, n * sizeof *a) == 0;
 }
 
-/* --- RMSNorm -------------------------------------------------------------------------------------- */
+/* --- RMSNorm ---------------------------------------------------------------------------------- */
 
 static void rmsnorm_of(struct backend *backend, int n_rows, int width, float spread) {
     struct test_random random = {(uint64_t)(width * 100 + n_rows)};
@@ -90,7 +90,7 @@ Test(ops, rmsnorm_of_zeros_is_zero) {
     on_every_isa(rmsnorm_zeros);
 }
 
-/* --- SwiGLU --------------------------------------------------------------------------------------- */
+/* --- SwiGLU ----------------------------------------------------------------------------------- */
 
 static void swiglu_of(struct backend *backend, int n_rows, int width, float spread) {
     struct test_random random = {(uint64_t)(width * 100 + n_rows)};
@@ -128,7 +128,7 @@ Test(ops, swiglu) {
     on_every_isa(swiglu);
 }
 
-/* --- the tree over ranks -------------------------------------------------------------------------- */
+/* --- the tree over ranks ---------------------------------------------------------------------- */
 
 static void tree_of(struct backend *backend, int n_roots, int n_rows, int width, bool with_bias) {
     struct test_random random = {(uint64_t)(width * 100 + n_rows * 10 + n_roots)};
@@ -161,7 +161,7 @@ Test(ops, tree_sum_adds_in_the_order_of_the_tree) {
     on_every_isa(tree);
 }
 
-/* --- embedding ------------------------------------------------------------------------------------- */
+/* --- embedding -------------------------------------------------------------------------------- */
 
 /* Small integers and halves: every format holds them. */
 static void embed(struct backend *backend) {
@@ -195,7 +195,7 @@ Test(ops, embed_reads_every_format_at_any_address) {
     on_every_isa(embed);
 }
 
-/* --- rotation -------------------------------------------------------------------------------------- */
+/* --- rotation --------------------------------------------------------------------------------- */
 
 struct rope_case {
     int head_dim, n_heads, n_kv;
@@ -238,7 +238,9 @@ static void rope_of(struct backend *backend, const struct rope_case *c) {
     float *alone = random_floats(&random, (size_t)width, 0, 0);
     float *norms = random_floats(&random, (size_t)(2 * c->head_dim), 0.5f, 2);
     float inv_freq[128];
-    for (int i = 0; i < c->head_dim / 2; i++) inv_freq[i] = powf(1e4f, -2.0f * (float)i / (float)c->head_dim);
+    for (int i = 0; i < c->head_dim / 2; i++) {
+        inv_freq[i] = powf(1e4f, -2.0f * (float)i / (float)c->head_dim);
+    }
     int32_t table[ROPE_BLOCKS];
     for (int i = 0; i < ROPE_BLOCKS; i++) table[i] = (i * 7 + 3) % ROPE_BLOCKS;
     struct kv_cache *cache = NULL;
@@ -283,7 +285,7 @@ Test(ops, rope_norms_and_rotates_q_and_k) {
     on_every_isa(rope);
 }
 
-/* What was written is what attention reads: alone at its position, a row gets its own v, in bf16. */
+/* What was written is what attention reads: a row that sees itself alone gets its v, in bf16. */
 static void written_values(struct backend *backend) {
     enum { DIM = 24, KV = 3 };
     float still[DIM / 2] = {0}, qkv[3 * KV * DIM], out[KV * DIM];

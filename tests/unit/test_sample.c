@@ -42,7 +42,7 @@ static int32_t draw_plain(struct backend *backend, const float *logits, int voca
     return draw(backend, logits, vocab, params, NULL, 0, 0, position).token;
 }
 
-/* --- greedy ---------------------------------------------------------------------------------------- */
+/* --- greedy ----------------------------------------------------------------------------------- */
 
 Test(sample, greedy_takes_the_largest_and_the_lowest_of_equals) {
     struct backend *backend = open_backend();
@@ -55,7 +55,7 @@ Test(sample, greedy_takes_the_largest_and_the_lowest_of_equals) {
     backend_destroy(backend);
 }
 
-/* --- the draw against an argmax over everything ---------------------------------------------------- */
+/* --- the draw against an argmax over everything ----------------------------------------------- */
 
 struct random_case {
     struct sample_params params;
@@ -180,11 +180,12 @@ Test(sample, seed_and_position_choose_the_draw) {
         same_seed += token == draw_plain(backend, logits, VOCAB, &other, p);
         same_position += token == draw_plain(backend, logits, VOCAB, &params, p + 1);
     }
-    cr_assert(same_seed < 20 && same_position < 20, "%d, %d of %d", same_seed, same_position, DRAWS);
+    cr_assert(same_seed < 20 && same_position < 20, "%d, %d of %d", same_seed, same_position,
+              DRAWS);
     backend_destroy(backend);
 }
 
-/* --- filters --------------------------------------------------------------------------------------- */
+/* --- filters ---------------------------------------------------------------------------------- */
 
 /* Which of the ids are ever drawn, over many positions at a high temperature. */
 static unsigned drawn_ids(struct backend *backend, const float *logits, int vocab,
@@ -249,9 +250,9 @@ Test(sample, min_p_is_relative_to_the_largest_after_the_temperature) {
     backend_destroy(backend);
 }
 
-/* --- bias, bans, penalties -------------------------------------------------------------------------- */
+/* --- bias, bans, penalties -------------------------------------------------------------------- */
 
-/* Greedy over logits where each id's penalty decides: the order in which ids win, one ban at a time. */
+/* The order in which ids win under greedy, one ban at a time. */
 static void check_ranking(struct backend *backend, struct sample_params params, const float *logits,
                           int vocab, const int32_t *history, int n_prompt, int n_history,
                           const int32_t *expected) {
@@ -316,7 +317,7 @@ Test(sample, bias_moves_and_a_ban_is_absolute) {
     backend_destroy(backend);
 }
 
-/* --- log-probabilities -------------------------------------------------------------------------------- */
+/* --- log-probabilities ------------------------------------------------------------------------ */
 
 static void check_logprobs(struct backend *backend, int vocab, int n_logprobs, uint64_t seed) {
     struct test_random random = {seed};
@@ -339,7 +340,8 @@ static void check_logprobs(struct backend *backend, int vocab, int n_logprobs, u
     reference_sort(ids, logits, vocab);
     double mass = 0;
     for (int i = 0; i < result.n_top; i++) {
-        cr_assert_eq(result.top_token[i], ids[i], "seed %llu place %d", (unsigned long long)seed, i);
+        cr_assert_eq(result.top_token[i], ids[i], "seed %llu place %d", (unsigned long long)seed,
+                     i);
         cr_assert(fabs(result.top_logprob[i] - (logits[ids[i]] - total)) < bound);
         mass += exp((double)result.top_logprob[i]);
         if (ids[i] == result.token) cr_assert_eq(result.top_logprob[i], result.logprob);
@@ -362,7 +364,7 @@ Test(sample, logprobs_are_of_the_raw_logits) {
     backend_destroy(backend);
 }
 
-/* --- hard logits ---------------------------------------------------------------------------------------- */
+/* --- hard logits ------------------------------------------------------------------------------ */
 
 Test(sample, a_tiny_temperature_is_greedy) {
     struct backend *backend = open_backend();
@@ -408,9 +410,9 @@ Test(sample, nan_and_infinity_give_a_token_that_is_no_nan) {
     backend_destroy(backend);
 }
 
-/* --- the distribution ------------------------------------------------------------------------------------ */
+/* --- the distribution ------------------------------------------------------------------------- */
 
-/* The 0.9999 quantiles of chi-square with 1..11 degrees of freedom; draws are fixed by their seeds. */
+/* The 0.9999 quantiles of chi-square with 1..11 degrees of freedom; seeds fix the draws. */
 static const double chi_square_limit[] = {0,     15.14, 18.42, 21.11, 23.51, 25.74,
                                           27.86, 29.88, 31.83, 33.72, 35.56, 37.37};
 
