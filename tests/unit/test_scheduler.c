@@ -89,7 +89,7 @@ static void hand_over(struct simulation *s, struct fate *fate) {
     scheduler_submit(s->scheduler, request);
 }
 
-/* --- what must become of a request --------------------------------------------------------------- */
+/* --- what must become of a request ------------------------------------------------------------ */
 
 static bool is_stop(const struct fate *fate, int32_t token) {
     for (int i = 0; i < fate->n_stop_ids; i++) {
@@ -123,7 +123,7 @@ static void check_tokens(struct simulation *s, const struct request *request) {
     }
 }
 
-/* --- one step ------------------------------------------------------------------------------------ */
+/* --- one step --------------------------------------------------------------------------------- */
 
 static void note_end(struct simulation *s, struct request *request, enum finish_reason reason) {
     struct fate *fate = &s->fates[request->key];
@@ -247,7 +247,7 @@ static void run_all(struct simulation *s, int max_steps) {
     expect(s, kv_blocks_available(s->pool) == s->options.n_blocks, "KV was lost");
 }
 
-/* --- random lives -------------------------------------------------------------------------------- */
+/* --- random lives ----------------------------------------------------------------------------- */
 
 static void random_request(struct simulation *s) {
     int n_prompt = 1 + random_below(&s->random, s->options.max_context + 2);
@@ -338,7 +338,7 @@ Test(scheduler, small_cases_all_of_them) {
     }
 }
 
-/* --- by hand ------------------------------------------------------------------------------------- */
+/* --- by hand ---------------------------------------------------------------------------------- */
 
 Test(scheduler, decoding_goes_before_prefill) {
     struct simulation *s = &simulation;
