@@ -216,6 +216,7 @@ static enum status shared_send(struct comm *head, const void *buffer, size_t byt
                                struct error *err) {
     struct shared *c = (struct shared *)head;
     struct channel *channel = channel_of(c, head->rank, to);
+    TRY(check_aborted(c, err));
     size_t done = 0;
     do {
         size_t chunk = bytes - done < CHANNEL_BYTES ? bytes - done : CHANNEL_BYTES;
@@ -232,6 +233,7 @@ static enum status shared_recv(struct comm *head, void *buffer, size_t bytes, in
                                struct error *err) {
     struct shared *c = (struct shared *)head;
     struct channel *channel = channel_of(c, from, head->rank);
+    TRY(check_aborted(c, err));
     size_t done = 0;
     do {
         size_t chunk = bytes - done < CHANNEL_BYTES ? bytes - done : CHANNEL_BYTES;
