@@ -14,13 +14,15 @@ _stubs = tempfile.TemporaryDirectory()
 subprocess.run(["protoc", f"--proto_path={ROOT}/proto", f"--python_out={_stubs.name}",
                 *(f"tandem/v1/{name}.proto" for name in ("generation", "operations")),
                 "grpc/health/v1/health.proto"], check=True)
-sys.path.insert(0, _stubs.name)
+STUBS = _stubs.name
+sys.path.insert(0, STUBS)
 import grpc  # noqa: E402
 from tandem.v1 import generation_pb2 as g, operations_pb2 as o  # noqa: E402, F401
 
 
 class Server:
     def __init__(self, *options, model=MODEL, ranks=2):
+        self.channel = None
         self.folder = tempfile.TemporaryDirectory()
         ready = pathlib.Path(self.folder.name, "ready.json")
         self.log_path = pathlib.Path(self.folder.name, "log")
@@ -32,8 +34,9 @@ class Server:
         until = time.monotonic() + 60
         while not ready.exists():
             if self.process.poll() is not None or time.monotonic() > until:
+                log = self.log()
                 self.stop()
-                raise RuntimeError("not ready:\n" + self.log_path.read_text())
+                raise RuntimeError("not ready:\n" + log)
             time.sleep(0.02)
         ports = json.loads(ready.read_text())
         self.address, self.http = f"127.0.0.1:{ports['grpc_port']}", ports["http_port"]
@@ -55,4 +58,33 @@ class Server:
 
     def stop(self):
         self.process.terminate()
-        return self.process.wait(30)
+        code = self.process.wait(30)
+        if self.channel is not None:
+            self.channel.close()
+        self.folder.cleanup()
+        return code
+
+    def log(self):
+        return self.log_path.read_text()
+
+    def worker_pids(self):
+        """The ranks under this server, found by their parent's parent."""
+        found = []
+        for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+            try:
+                text = stat.read_text()
+            except OSError:
+                continue
+            if "(tandem-worker)" in text and self._is_below(int(stat.parent.name)):
+                found.append(int(stat.parent.name))
+        return sorted(found)
+
+    def _is_below(self, pid):
+        while pid > 1:
+            if pid == self.process.pid:
+                return True
+            try:
+                pid = int(pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                return False
+        return False
