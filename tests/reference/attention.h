@@ -1,5 +1,5 @@
-/* Attention of one query as plain loops in double, with the rounding that the CPU backend documents:
- * inputs in bf16; weights relative to the maximum of their piece of 256 positions, in bf16. */
+/* Attention of one query as plain loops in double, with the roundings of the CPU backend: inputs in
+ * bf16; weights relative to the maximum of their piece of 256 positions, in bf16. */
 #pragma once
 #include <math.h>
 

@@ -222,8 +222,8 @@ static inline void linear_check_tree(struct backend *backend, enum dtype format,
         memcpy(out, before, size * sizeof *out);
         linear_tree_of_ranks(out, &c, bias, degree);
         cr_assert(linear_same(out, expected, size),
-                  "seed %llu %s %s leaves %d n %d k %d: degree %d", (unsigned long long)seed, backend_isa_name(backend), dtype_name(format),
-                  (int)kind, n, k, degree);
+                  "seed %llu %s %s leaves %d n %d k %d: degree %d", (unsigned long long)seed,
+                  backend_isa_name(backend), dtype_name(format), (int)kind, n, k, degree);
     }
     free(x), free(w), free(bias), free(before), free(expected), free(out);
 }

@@ -117,6 +117,36 @@ Test(sample, the_draw_is_the_argmax_over_all_tokens) {
     backend_destroy(backend);
 }
 
+/* The largest logit, of a high id, and a smaller one with more noise come to the same number. */
+Test(sample, a_tie_of_the_draw_goes_to_the_lowest_token) {
+    enum { LOW = 1, HIGH = 6, VOCAB = 9 };
+    struct backend *backend = open_backend();
+    struct sample_params params = plain_params(1);
+    int n_ties = 0;
+    for (int64_t position = 0; position < 2000; position++) {
+        float noise[8];
+        for (uint32_t i = 0; i < 2; i++) {
+            uint32_t words[4];
+            gumbel_words(words, params.seed, position, i);
+            for (int w = 0; w < 4; w++) noise[i * 4 + (uint32_t)w] = gumbel_noise(words[w]);
+        }
+        float logits[VOCAB];
+        for (int v = 0; v < VOCAB; v++) logits[v] = -50;
+        logits[HIGH] = 0;
+        logits[LOW] = noise[HIGH] - noise[LOW];
+        if (logits[LOW] >= 0 || logits[LOW] + noise[LOW] != noise[HIGH]) continue;
+        n_ties++;
+        for (int filter = 0; filter < 2; filter++) {
+            params.top_k = filter ? 4 : 0;
+            int32_t token = draw_plain(backend, logits, VOCAB, &params, position);
+            cr_assert_eq(token, LOW, "position %lld filter %d: %d", (long long)position, filter,
+                         token);
+        }
+    }
+    cr_assert(n_ties > 100, "%d ties", n_ties);
+    backend_destroy(backend);
+}
+
 /* A large vocabulary, most of which is passed over, at temperatures where it must not be. */
 Test(sample, the_draw_is_the_argmax_in_a_large_vocabulary) {
     enum { VOCAB = 50001 };
