@@ -10,6 +10,8 @@
 
 #else
 
+#include <setjmp.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,7 +22,8 @@ struct plain_test {
     struct plain_test *next;
 };
 static struct plain_test *plain_tests;
-static int plain_failures;
+/* Where a failed assertion (1) or a skip (2) goes, out of any depth of the main thread's functions. */
+static jmp_buf plain_end;
 
 #define Test(suite_, name_, ...)                                                                   \
     static void suite_##_##name_(void);                                                            \
@@ -35,35 +38,39 @@ static int plain_failures;
     do {                                                                                           \
         if (!(condition)) {                                                                        \
             printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);                         \
-            plain_failures++;                                                                      \
-            return;                                                                                \
+            printf("  " __VA_ARGS__);                                                              \
+            printf("\n");                                                                          \
+            longjmp(plain_end, 1);                                                                 \
         }                                                                                          \
     } while (0)
 #define cr_expect cr_assert
-#define cr_assert_eq(a, b, ...) cr_assert((a) == (b))
-#define cr_assert_neq(a, b, ...) cr_assert((a) != (b))
-#define cr_assert_not(a, ...) cr_assert(!(a))
-#define cr_assert_null(a, ...) cr_assert((a) == NULL)
-#define cr_assert_not_null(a, ...) cr_assert((a) != NULL)
-#define cr_assert_str_eq(a, b, ...) cr_assert(strcmp((a), (b)) == 0)
-#define cr_assert_arr_eq(a, b, n, ...) cr_assert(memcmp((a), (b), (n)) == 0)
+#define cr_assert_eq(a, b, ...) cr_assert((a) == (b), __VA_ARGS__)
+#define cr_assert_neq(a, b, ...) cr_assert((a) != (b), __VA_ARGS__)
+#define cr_assert_not(a, ...) cr_assert(!(a), __VA_ARGS__)
+#define cr_assert_null(a, ...) cr_assert((a) == NULL, __VA_ARGS__)
+#define cr_assert_not_null(a, ...) cr_assert((a) != NULL, __VA_ARGS__)
+#define cr_assert_str_eq(a, b, ...) cr_assert(strcmp((a), (b)) == 0, __VA_ARGS__)
+#define cr_assert_arr_eq(a, b, n, ...) cr_assert(memcmp((a), (b), (n)) == 0, __VA_ARGS__)
 #define cr_skip(...)                                                                               \
     do {                                                                                           \
         printf("skipped: " __VA_ARGS__);                                                           \
         printf("\n");                                                                              \
-        return;                                                                                    \
+        longjmp(plain_end, 2);                                                                     \
     } while (0)
 #define cr_skip_test cr_skip
+
+static bool plain_run(const struct plain_test *test) {
+    int end = setjmp(plain_end);
+    if (end == 0) test->run();
+    return end != 1;
+}
 
 int main(void) {
     int n = 0, failed = 0;
     for (struct plain_test *test = plain_tests; test != NULL; test = test->next, n++) {
-        int before = plain_failures;
-        test->run();
-        if (plain_failures != before) {
-            printf("FAILED %s/%s\n", test->suite, test->name);
-            failed++;
-        }
+        if (plain_run(test)) continue;
+        printf("FAILED %s/%s\n", test->suite, test->name);
+        failed++;
     }
     printf("%d passed, %d failed\n", n - failed, failed);
     return failed != 0;
