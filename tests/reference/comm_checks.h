@@ -1,6 +1,7 @@
 /* What any group of ranks must do, whoever made it: called on every rank with the same arguments.
  * Returns NULL, or what was wrong. Everything is drawn from the seed, the same on all ranks. */
 #pragma once
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 

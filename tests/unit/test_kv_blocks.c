@@ -3,6 +3,7 @@
  * to it, so that a wrong match or a block given to two shows as a wrong fingerprint. */
 #include "tests/unit/test.h"
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 

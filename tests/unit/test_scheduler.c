@@ -2,6 +2,7 @@
  * and i, so what every request must become is known beforehand, whatever was preempted. */
 #include "tests/unit/test.h"
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

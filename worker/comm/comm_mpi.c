@@ -84,11 +84,10 @@ static enum status networked_all_gather(struct comm *head, void *recv, const voi
     struct networked *c = (struct networked *)head;
     TRY(check_size(bytes, err));
     MPI_Request request;
-    char *own = (char *)recv + (size_t)head->rank * bytes;
-    const void *from = bytes > 0 && own == send ? MPI_IN_PLACE : send;
-    int started = MPI_Iallgather(from, (int)bytes, MPI_BYTE, recv, (int)bytes, MPI_BYTE, c->mpi,
-                                 &request);
-    if (bytes == 0) started = MPI_Ibarrier(c->mpi, &request);
+    if (bytes == 0) return complete(c, MPI_Ibarrier(c->mpi, &request), &request, "barrier", err);
+    bool in_place = (char *)recv + (size_t)head->rank * bytes == send;
+    int started = MPI_Iallgather(in_place ? MPI_IN_PLACE : send, (int)bytes, MPI_BYTE, recv,
+                                 (int)bytes, MPI_BYTE, c->mpi, &request);
     return complete(c, started, &request, "all-gather", err);
 }
 
