@@ -3,7 +3,7 @@
 #include <stdint.h>
 
 /* As the kernels pack weights and keep the cache (kernels/backend.h). */
-enum { PANEL_ROWS = 16, PANEL_COLUMNS = 64, KV_BLOCK = 16 };
+enum { PANEL_ROWS = 16, PANEL_COLUMNS = 64, KV_BLOCK = 16, KV_DIM_UNIT = 16 };
 
 static size_t round_up(size_t value, size_t unit) {
     return (value + unit - 1) / unit * unit;
@@ -55,23 +55,28 @@ static size_t row_floats(const struct model_config *config, const struct shard *
     floats += (size_t)(shard->head_end - shard->head_begin) * (size_t)config->head_dim;
     floats += 3 * inter;             /* gate and up, their product */
     floats += hidden;                /* this rank's subtree root */
-    floats += (size_t)(shard->vocab_end - shard->vocab_begin);
-    if (shard->degree > 1) {
-        floats += (size_t)shard->degree * hidden; /* everybody's roots */
-        if (shard->rank == 0) floats += 2 * (size_t)config->vocab; /* gathered, interleaved */
-    }
+    if (shard->degree > 1) floats += (size_t)shard->degree * hidden; /* everybody's roots */
     return floats;
 }
 
+static size_t logit_row_floats(const struct model_config *config, const struct shard *shard) {
+    size_t floats = (size_t)(shard->vocab_end - shard->vocab_begin);
+    bool gathers = shard->degree > 1 && shard->rank == 0;
+    return gathers ? floats + 2 * (size_t)config->vocab : floats; /* gathered, interleaved */
+}
+
 struct footprint footprint_of(const struct model_config *config, const struct shard *shard,
-                              enum dtype weights, int max_rows) {
+                              enum dtype weights, int max_rows, int max_logit_rows) {
     int heads = shard->head_end - shard->head_begin;
     int kv_heads = shard->kv_head_end - shard->kv_head_begin;
     int qkv_width = (heads + 2 * kv_heads) * config->head_dim;
-    size_t position_bytes = 2 * (size_t)kv_heads * (size_t)config->head_dim * sizeof(uint16_t);
+    size_t padded_dim = round_up((size_t)config->head_dim, KV_DIM_UNIT);
+    size_t position_bytes = 2 * (size_t)kv_heads * padded_dim * sizeof(uint16_t);
+    size_t scratch = (size_t)max_rows * row_floats(config, shard, qkv_width) +
+                     (size_t)max_logit_rows * logit_row_floats(config, shard);
     return (struct footprint){
         .weights_bytes = weights_bytes(config, shard, qkv_width, weights),
         .kv_bytes_per_block = KV_BLOCK * position_bytes * (size_t)config->n_layers,
-        .scratch_bytes = (size_t)max_rows * row_floats(config, shard, qkv_width) * sizeof(float),
+        .scratch_bytes = scratch * sizeof(float),
     };
 }

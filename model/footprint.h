@@ -9,8 +9,8 @@ struct footprint {
     size_t weights_bytes;      /* this rank's packed weights in the given format (bf16 or int8), f32
                                   norms and biases; the embedding is read in place from the file */
     size_t kv_bytes_per_block; /* all layers, K and V, one block of 16 positions, bf16 */
-    size_t scratch_bytes;      /* f32 activations and logits for max_rows rows, all with logits */
+    size_t scratch_bytes;      /* f32 activations of max_rows rows, logits of max_logit_rows */
 };
 
 struct footprint footprint_of(const struct model_config *config, const struct shard *shard,
-                              enum dtype weights, int max_rows);
+                              enum dtype weights, int max_rows, int max_logit_rows);

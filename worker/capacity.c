@@ -14,6 +14,15 @@ static enum status refuse(const struct capacity *c, const struct capacity_reques
     int64_t context_blocks =
         (request->max_context + BACKEND_KV_BLOCK - 1) / BACKEND_KV_BLOCK;
     int64_t need = context_blocks * block_bytes;
+    if (request->kv_budget_bytes > 0 && c->n_blocks >= context_blocks) {
+        return error_set(err, STATUS_RESOURCE_EXHAUSTED,
+                         "KV memory: the budget is %.1f MiB a rank, but rank %d has %.1f MiB, of "
+                         "which weights take %.1f, scratch %.1f, reserve %.1f; lower --kv-budget or "
+                         "use more ranks",
+                         mib(request->kv_budget_bytes), request->shard->rank,
+                         mib(c->memory_bytes), mib(c->weights_bytes), mib(c->scratch_bytes),
+                         mib(c->reserve_bytes));
+    }
     if (request->kv_budget_bytes > 0) {
         return error_set(err, STATUS_RESOURCE_EXHAUSTED,
                          "KV memory: the budget of %.1f MiB a rank holds %d blocks, one sequence of "
@@ -37,8 +46,8 @@ int capacity_rows(int max_step_tokens, int max_sequences) {
 enum status capacity_compute(struct capacity *out, const struct capacity_request *request,
                              struct error *err) {
     int rows = capacity_rows(request->max_step_tokens, request->max_sequences);
-    struct footprint footprint =
-        footprint_of(request->config, request->shard, request->weights, rows);
+    struct footprint footprint = footprint_of(request->config, request->shard, request->weights,
+                                              rows, request->max_sequences);
     int64_t block_bytes = (int64_t)footprint.kv_bytes_per_block;
     *out = (struct capacity){
         .memory_bytes = request->memory_bytes,

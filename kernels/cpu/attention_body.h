@@ -1,5 +1,6 @@
 /* Attention of one KV head for a few query rows: see ops.h. Compiled once per instruction set, which
- * gives dot_pairs(acc, pairs, pair): acc + low * low + high * high in every lane, bf16 products.
+ * gives dot_pairs(acc, pairs, pair): acc + low * low + high * high in every lane, bf16 products; and
+ * PASS_MAX, the most queries whose accumulators its registers hold.
  *
  * Up to 8 queries (rows x heads of the group) pass over the context together, so K and V are read once
  * for all of them. The context is cut in pieces of 256 positions, counted from position 0. In a piece:
@@ -198,7 +199,7 @@ static void pass_1(const struct attention_task *task, int query) { queries_pass(
 
 static void attention(const struct attention_task *task) {
     int n = task->n_rows * task->group, query = 0;
-    for (; query + 8 <= n; query += 8) pass_8(task, query);
+    for (; PASS_MAX >= 8 && query + 8 <= n; query += 8) pass_8(task, query);
     for (; query + 4 <= n; query += 4) pass_4(task, query);
     for (; query + 2 <= n; query += 2) pass_2(task, query);
     for (; query < n; query++) pass_1(task, query);

@@ -45,6 +45,15 @@ void backend_kv_free(struct kv_cache *cache) {
     free(cache);
 }
 
+/* A weight of 0 hides a masked position only while 0 * value is 0: values are kept finite, so that a
+ * block's next owner never sees what an earlier one broke. NaN becomes 0, infinity the largest. */
+static uint16_t finite_bf16(float value) {
+    const float largest = 3.38953139e38f; /* 0x7f7f */
+    if (value != value) return 0;
+    value = value > largest ? largest : value < -largest ? -largest : value;
+    return bf16_from_f32(value);
+}
+
 void kv_cache_write(struct kv_cache *cache, int head, int32_t block, int slot, const float *k,
                     const float *v) {
     uint16_t *keys = kv_cache_keys(cache, head) + (size_t)block * cache->block_stride;
@@ -53,6 +62,6 @@ void kv_cache_write(struct kv_cache *cache, int head, int32_t block, int slot, c
     keys += slot * 2;
     for (int d = 0; d < cache->head_dim; d++) {
         keys[(size_t)(d / 2) * 32 + (size_t)(d % 2)] = bf16_from_f32(k[d]);
-        values[(size_t)d * 2] = bf16_from_f32(v[d]);
+        values[(size_t)d * 2] = finite_bf16(v[d]);
     }
 }

@@ -25,6 +25,7 @@ struct cpu_ops {
     void (*tree_sum)(float *residual, const float *roots, size_t root_stride, int n_roots,
                      const float *bias, int width);
     void (*attention)(const struct attention_task *task);
+    float (*row_max)(const float *row, int width); /* NaN counts as minus infinity */
 };
 
 extern const struct cpu_ops cpu_ops_portable, cpu_ops_avx2, cpu_ops_avx512;

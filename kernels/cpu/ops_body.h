@@ -1,4 +1,4 @@
-/* RMSNorm, SwiGLU and the sum of the leaf tree: see ops.h. Compiled once per instruction set. */
+/* RMSNorm, SwiGLU, the sum of the leaf tree, the maximum of a row: see ops.h. Compiled once per instruction set. */
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/vector.h"
 
@@ -60,4 +60,16 @@ static void tree_sum(float *residual, const float *roots, size_t root_stride, in
         v16 x = n == 16 ? v16_load(residual + i) : v16_load_part(residual + i, n);
         v16_store_part(residual + i, x + sum, n);
     }
+}
+
+static float row_max(const float *row, int width) {
+    v16 lanes = v16_set(-__builtin_inff());
+    int i = 0;
+    for (; i + 16 <= width; i += 16) {
+        v16 x = v16_load(row + i);
+        lanes = v16_select(x > lanes, x, lanes);
+    }
+    float largest = v16_max(lanes);
+    for (; i < width; i++) largest = row[i] > largest ? row[i] : largest;
+    return largest;
 }

@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "common/gumbel.h"
-#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/ops.h"
 
 /* NaN loses against everything; all the rest is ordered as numbers. */
 static float order_key(float logit) {
@@ -39,10 +39,18 @@ static float log_sum_exp(const float *logits, int vocab) {
     return largest + gumbel_log((float)sum);
 }
 
+/* What NaN and minus infinity come to: a number that JSON has, far below any real one. */
+#define LOGPROB_MIN (-9999.0f)
+
+static float logprob_of(float logit, float total) {
+    float logprob = logit - total;
+    return logprob > LOGPROB_MIN ? logprob : LOGPROB_MIN;
+}
+
 static void take_top(struct sample_result *out, const float *logits, int vocab, int n, float total) {
     out->n_top = 0;
     for (int v = 0; v < vocab; v++) {
-        float logprob = order_key(logits[v]) - total;
+        float logprob = logprob_of(logits[v], total);
         int at = out->n_top;
         while (at > 0 && out->top_logprob[at - 1] < logprob) at--;
         if (at >= n) continue;
@@ -66,7 +74,10 @@ static void apply_penalties(struct backend *backend, float *logits, int vocab,
     /* counts: how often in the output; -1 marks a token of the prompt alone. */
     scratch_of(backend, vocab);
     int32_t *counts = backend->sample_order;
-    for (int i = 0; i < n_history; i++) counts[history[i]] = 0;
+    for (int i = 0; i < n_history; i++) {
+        CHECK(history[i] >= 0 && history[i] < vocab);
+        counts[history[i]] = 0;
+    }
     for (int i = n_prompt; i < n_history; i++) counts[history[i]]++;
     for (int i = 0; i < n_history; i++) {
         int32_t token = history[i];
@@ -97,16 +108,12 @@ static void apply_changes(struct backend *backend, float *logits, int vocab,
     }
 }
 
-static int32_t argmax(const float *logits, int vocab) {
-    int32_t best = 0;
-    float best_key = order_key(logits[0]);
-    for (int32_t v = 1; v < vocab; v++) {
-        if (logits[v] > best_key) { /* false for NaN; the first of equals stays */
-            best = v;
-            best_key = logits[v];
-        }
-    }
-    return best;
+/* The first of the largest; 0 when there are only NaN and minus infinity. */
+static int32_t argmax(const struct backend *backend, const float *logits, int vocab) {
+    float largest = backend->ops->row_max(logits, vocab);
+    int32_t v = 0;
+    while (v < vocab && logits[v] != largest) v++;
+    return v < vocab ? v : 0;
 }
 
 /* --- filters: which ids may be drawn ----------------------------------------------------------- */
@@ -162,11 +169,24 @@ static void sort_ids(int32_t *ids, int n, const float *logits) {
     }
 }
 
+/* Drops ids too unlikely to matter: all that have less than (1 - top_p) / n together have less than
+ * 1 - top_p, so top_p is reached before any of them. Half of that, for the rounding. */
+static int drop_tail(int32_t *ids, int n, const float *logits, float largest, double floor) {
+    if (floor < 1e-37) return n;
+    float least = largest + gumbel_log((float)floor);
+    int kept = 0;
+    for (int i = 0; i < n; i++) {
+        if (logits[ids[i]] >= least) ids[kept++] = ids[i];
+    }
+    return kept;
+}
+
 /* The shortest run of the sorted ids whose probability, among all n, reaches top_p. Ids are sorted in
  * growing stretches, since the run is usually short. */
 static int keep_top_p(int32_t *ids, int n, const float *logits, float largest, float top_p) {
     double total = 0;
     for (int i = 0; i < n; i++) total += (double)gumbel_exp(logits[ids[i]] - largest);
+    n = drop_tail(ids, n, logits, largest, 0.5 * (1.0 - (double)top_p) * total / n);
     double sum = 0;
     for (int done = 0, stretch = 64; done < n; stretch *= 4) {
         int left = n - done;
@@ -184,8 +204,8 @@ static int keep_top_p(int32_t *ids, int n, const float *logits, float largest, f
 
 /* Fills ids with what passes min-p, top-k and top-p, over logits already divided by the temperature.
  * Returns how many. */
-static int filter(int32_t *ids, const float *logits, int vocab, const struct sample_params *params) {
-    float largest = logits[argmax(logits, vocab)];
+static int filter(int32_t *ids, const float *logits, float largest, int vocab,
+                  const struct sample_params *params) {
     float floor = params->min_p > 0 ? largest + gumbel_log(params->min_p) : -INFINITY;
     int n = 0;
     for (int32_t v = 0; v < vocab; v++) {
@@ -252,7 +272,7 @@ static void consider_all(struct draw *draw, int vocab) {
 
 static int32_t draw_token(struct backend *backend, float *logits, int vocab,
                           const struct sample_params *params, int64_t position) {
-    int32_t likeliest = argmax(logits, vocab);
+    int32_t likeliest = argmax(backend, logits, vocab);
     if (params->temperature == 0 || !isfinite(logits[likeliest])) return likeliest;
     /* Relative to the largest: a tiny temperature then cannot overflow to infinity minus infinity. */
     float largest = logits[likeliest];
@@ -268,7 +288,7 @@ static int32_t draw_token(struct backend *backend, float *logits, int vocab,
         return draw.token;
     }
     scratch_of(backend, vocab);
-    int n = filter(backend->sample_order, logits, vocab, params);
+    int n = filter(backend->sample_order, logits, logits[likeliest], vocab, params);
     for (int i = 0; i < n; i++) consider_one(&draw, backend->sample_order[i]);
     return draw.token;
 }
@@ -276,6 +296,7 @@ static int32_t draw_token(struct backend *backend, float *logits, int vocab,
 void backend_sample(struct backend *backend, struct sample_result *out, float *logits, int vocab,
                     const struct sample_params *params, const int32_t *history, int n_prompt,
                     int n_history, int64_t position) {
+    CHECK(params->n_logprobs <= SAMPLE_MAX_LOGPROBS);
     bool wants_logprob = params->n_logprobs >= 0;
     float *raw = NULL;
     float total = 0;
@@ -289,5 +310,5 @@ void backend_sample(struct backend *backend, struct sample_result *out, float *l
     }
     apply_changes(backend, logits, vocab, params, history, n_prompt, n_history);
     out->token = draw_token(backend, logits, vocab, params, position);
-    out->logprob = wants_logprob ? order_key(raw[out->token]) - total : 0;
+    out->logprob = wants_logprob ? logprob_of(raw[out->token], total) : 0;
 }

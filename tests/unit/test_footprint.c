@@ -13,7 +13,7 @@ static struct footprint footprint(const struct model_config *config, int rank, i
     struct shard shard;
     struct error err;
     CHECK(shard_make(&shard, config, rank, degree, &err) == STATUS_OK);
-    return footprint_of(config, &shard, weights, rows);
+    return footprint_of(config, &shard, weights, rows, rows);
 }
 
 enum { MATRIX_216M = 12 * (2048 * 1024 + 1024 * 1024 + 3 * 3072 * 1024) + 32000 * 1024 };
