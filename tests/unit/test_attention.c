@@ -315,6 +315,8 @@ Test(attention, what_a_block_held_before_does_not_matter) {
         for (int c = 0; c < N_CONTEXTS; c++) {
             check_stale(isa, contexts[c], contexts[c], 100);
             check_stale(isa, contexts[c], 50, 1e30f);
+            check_stale(isa, contexts[c], 50, INFINITY);
+            check_stale(isa, contexts[c], 50, NAN);
         }
     }
 }
