@@ -70,9 +70,9 @@ void comm_wait_turn(struct comm_wait *wait) {
         return;
     }
     wait->turns = spins + YIELD_TURNS; /* stays here */
-    int64_t pause_ns = wait->slept_ns / 16;
+    int64_t pause_ns = wait->slept_ns / 32;
     if (pause_ns < 20 * 1000) pause_ns = 20 * 1000;
-    if (pause_ns > 1000 * 1000) pause_ns = 1000 * 1000;
+    if (pause_ns > 2000 * 1000) pause_ns = 2000 * 1000;
     int64_t before = wait->slept_ns;
     clock_sleep_ns(pause_ns);
     wait->slept_ns = before + pause_ns;
