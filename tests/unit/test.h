@@ -22,7 +22,7 @@ struct plain_test {
     struct plain_test *next;
 };
 static struct plain_test *plain_tests;
-/* Where a failed assertion (1) or a skip (2) goes, out of any depth of the main thread's functions. */
+/* Where a failed assertion (1) or a skip (2) goes, from any depth of the main thread. */
 static jmp_buf plain_end;
 
 #define Test(suite_, name_, ...)                                                                   \
