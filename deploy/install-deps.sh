@@ -5,7 +5,7 @@ set -eu
 
 packages="build-essential cmake ninja-build pkg-config
     libgrpc-dev protobuf-compiler libprotobuf-dev libprotobuf-c-dev protobuf-c-compiler
-    libopenmpi-dev openmpi-bin
+    libopenmpi-dev openmpi-bin openssh-client
     libjansson-dev libpcre2-dev libutf8proc-dev libmicrohttpd-dev libxxhash-dev libyaml-dev
     libcriterion-dev python3 python3-grpcio python3-protobuf
     clang llvm libclang-rt-dev"

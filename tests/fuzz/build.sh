@@ -70,10 +70,38 @@ make_safetensors_seed() {
     printf "\\$(printf %03o ${#header})\\0\\0\\0\\0\\0\\0\\0%sDATADATA" "$header" >"$seed"
 }
 
+# Small tokenizers with every piece that is read: byte-level, Metaspace, and Llama 2's kind.
+make_tokenizer_seeds() {
+    mkdir -p "$build/corpus/fuzz_tokenizer"
+    cat >"$build/corpus/fuzz_tokenizer/byte_level" <<'END'
+{"normalizer":{"type":"NFC"},"pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Split",
+"pattern":{"Regex":"\\p{L}+|\\p{N}{1,3}|\\s+"},"behavior":"Isolated","invert":false},{"type":"Digits",
+"individual_digits":true},{"type":"ByteLevel","add_prefix_space":true,"use_regex":true}]},
+"post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>","type_id":0}},
+{"Sequence":{"id":"A","type_id":0}}],"special_tokens":{"<s>":{"id":"<s>","ids":[4],"tokens":["<s>"]}}},
+"decoder":{"type":"ByteLevel"},"added_tokens":[{"id":4,"content":"<s>","special":true,"lstrip":true,
+"rstrip":true,"single_word":true,"normalized":false}],"model":{"type":"BPE","ignore_merges":true,
+"unk_token":"a","vocab":{"a":0,"b":1,"ab":2,"\u0120":3},"merges":["a b"]}}
+END
+    cat >"$build/corpus/fuzz_tokenizer/metaspace" <<'END'
+{"pre_tokenizer":{"type":"Metaspace","replacement":"\u2581","prepend_scheme":"first","split":true},
+"decoder":{"type":"Metaspace","replacement":"\u2581","prepend_scheme":"first"},
+"model":{"type":"BPE","fuse_unk":true,"unk_token":"<unk>","byte_fallback":true,"vocab":{"<unk>":0,
+"\u2581":1,"a":2,"\u2581a":3,"<0x41>":4,"<0xC3>":5},"merges":[["\u2581","a"]]}}
+END
+    cat >"$build/corpus/fuzz_tokenizer/sentencepiece" <<'END'
+{"normalizer":{"type":"Sequence","normalizers":[{"type":"Prepend","prepend":"\u2581"},{"type":"Replace",
+"pattern":{"String":" "},"content":"\u2581"},{"type":"NFKD"}]},"decoder":{"type":"Sequence","decoders":[
+{"type":"Replace","pattern":{"String":"\u2581"},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"},
+{"type":"Strip","content":" ","start":1,"stop":0}]},"model":{"vocab":{"\u2581":0,"o":1,"n":2,"on":3,
+"\u2581on":4},"merges":["o n","\u2581 on"]}}
+END
+}
+
 rm -f "$build"/objects/*.o
 compile_sources
 link_fuzzers
 make_config_seeds
 copy_seeds fuzz_safetensors "$root"/tests/fixtures/checkpoints/*/*.safetensors
 make_safetensors_seed
-copy_seeds fuzz_tokenizer "$root"/assets/models/*/tokenizer.json
+make_tokenizer_seeds
