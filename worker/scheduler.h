@@ -66,7 +66,7 @@ struct scheduler_item {
     bool draws; /* the rows reach the last known token: a token is drawn after them */
 };
 
-/* Arrays are the scheduler's, valid until the next call of scheduler_plan. */
+/* Arrays are the scheduler's, valid until the next scheduler_plan or scheduler_submit. */
 struct scheduler_plan {
     struct scheduler_item *items;
     int n_items;
