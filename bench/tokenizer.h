@@ -1,0 +1,3 @@
+/* tandem-bench tokenizer. */
+#pragma once
+int bench_tokenizer(int argc, char **argv);
