@@ -28,8 +28,8 @@ class Server:
         self.log_path = pathlib.Path(self.folder.name, "log")
         with open(self.log_path, "w") as log:
             self.process = subprocess.Popen(
-                [BIN / "tandem", "serve", "--model", model, "--target-ranks", str(ranks), "--port",
-                 "0", "--http-port", "0", "--ready-file", ready, *options],
+                [BIN / "tandem", "serve", *(("--model", model) if model else ()), "--target-ranks",
+                 str(ranks), "--port", "0", "--http-port", "0", "--ready-file", ready, *options],
                 stdout=log, stderr=subprocess.STDOUT)
         until = time.monotonic() + 60
         while not ready.exists():

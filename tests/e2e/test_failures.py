@@ -197,6 +197,23 @@ class Commands(unittest.TestCase):
         finally:
             server.stop()
 
+    def test_config_file(self):
+        with tempfile.TemporaryDirectory() as folder:
+            config = pathlib.Path(folder, "serve.yaml")
+            config.write_text(f"model: {MODEL}\nweights: int8\nmax-sequences: 4\n")
+            server = Server("--config", str(config), model=None, ranks=1)
+            try:
+                model = server.unary("Generation/GetModel", g.GetModelRequest(),
+                                     g.GetModelResponse)
+                self.assertEqual(model.weights, "int8")
+            finally:
+                server.stop()
+            config.write_text(f"model: {MODEL}\nwieghts: int8\n")
+            code, said = serve("--config", str(config))
+            self.assertEqual(code, 2)
+            self.assertIn("serve.yaml:2", said)
+            self.assertIn("wieghts", said)
+
     def test_help_names_every_command(self):
         done = subprocess.run([BIN / "tandem", "--help"], capture_output=True, text=True)
         for command in ("serve", "generate", "status", "tokenize"):
