@@ -37,22 +37,23 @@ static void lay_out(struct weight *w, const int *leaf_begin, int n_leaves) {
     w->panel_bytes = (size_t)w->leaf_steps[n_leaves] * (size_t)group * PANEL_ROWS * element;
 }
 
-/* Where element (row r of the panel, column c of leaf l) lies in its panel, in elements. */
-static size_t element_of(const struct weight *w, int leaf, int row, int column) {
-    int group = weight_group(w->format, w->tiles);
-    size_t step = (size_t)(w->leaf_steps[leaf] + column / group);
-    return (step * PANEL_ROWS + (size_t)row) * (size_t)group + (size_t)(column % group);
+/* Puts one row of a leaf, as stored elements, into its lane (or tile row): a group of columns at a
+ * time, PANEL_ROWS groups apart. What lies past n_bytes in the last group stays zero. */
+static void scatter(const struct weight *w, char *panel, int row, int leaf, const char *values,
+                    size_t n_bytes) {
+    size_t group_bytes = w->tiles ? 64 : 4;
+    char *out = panel + ((size_t)w->leaf_steps[leaf] * PANEL_ROWS + (size_t)row) * group_bytes;
+    size_t at = 0;
+    for (; at + group_bytes <= n_bytes; at += group_bytes, out += PANEL_ROWS * group_bytes) {
+        if (group_bytes == 4) memcpy(out, values + at, 4);
+        else memcpy(out, values + at, 64);
+    }
+    if (at < n_bytes) memcpy(out, values + at, n_bytes - at);
 }
 
-static void pack_leaf_bf16(struct weight *w, uint16_t *panel, int row, int leaf,
-                           const float *values) {
-    int n = w->leaf_begin[leaf + 1] - w->leaf_begin[leaf];
-    for (int c = 0; c < n; c++) panel[element_of(w, leaf, row, c)] = bf16_from_f32(values[c]);
-}
-
-static void pack_leaf_i8(struct weight *w, int8_t *panel, int panel_i, int row, int leaf,
-                         const float *values) {
-    int n = w->leaf_begin[leaf + 1] - w->leaf_begin[leaf];
+/* Symmetric, one scale for the row's leaf. */
+static void quantise(struct weight *w, int8_t *out, const float *values, int n, int panel_i, int row,
+                     int leaf) {
     float largest = 0;
     for (int c = 0; c < n; c++) largest = fmaxf(largest, fabsf(values[c]));
     float scale = largest / 127.0f;
@@ -61,7 +62,7 @@ static void pack_leaf_i8(struct weight *w, int8_t *panel, int panel_i, int row, 
     for (int c = 0; c < n; c++) {
         int q = (int)lrintf(values[c] * inverse);
         q = q > 127 ? 127 : q < -127 ? -127 : q;
-        panel[element_of(w, leaf, row, c)] = (int8_t)q;
+        out[c] = (int8_t)q;
         sum += q;
     }
     size_t at = ((size_t)panel_i * (size_t)w->n_leaves + (size_t)leaf) * PANEL_ROWS + (size_t)row;
@@ -69,20 +70,41 @@ static void pack_leaf_i8(struct weight *w, int8_t *panel, int panel_i, int row, 
     w->sums[at] = 128 * sum;
 }
 
-static void pack_row(struct weight *w, int output, const struct weight_source *source, int row,
-                     float *values) {
-    for (int c = 0; c < w->k; c++) {
-        values[c] = dtype_load_f32(source->data, source->dtype,
-                                   (size_t)row * (size_t)source->row_stride + (size_t)c);
+/* One row of a source while it is packed. */
+struct row_buffers {
+    float *values;    /* [k], int8 only */
+    uint16_t *bf16;   /* [k] */
+    int8_t *bytes;    /* [k] */
+};
+
+static void load_row(struct row_buffers *buffers, const struct weight *w,
+                     const struct weight_source *source, int row) {
+    size_t first = (size_t)row * (size_t)source->row_stride;
+    const char *data = source->data;
+    if (w->format == DTYPE_BF16 && source->dtype == DTYPE_BF16) {
+        memcpy(buffers->bf16, data + first * sizeof(uint16_t), (size_t)w->k * sizeof(uint16_t));
+        return;
     }
+    for (int c = 0; c < w->k; c++) {
+        float value = dtype_load_f32(data, source->dtype, first + (size_t)c);
+        if (w->format == DTYPE_BF16) buffers->bf16[c] = bf16_from_f32(value);
+        else buffers->values[c] = value;
+    }
+}
+
+static void pack_row(struct weight *w, int output, const struct weight_source *source, int row,
+                     struct row_buffers *buffers) {
+    load_row(buffers, w, source, row);
     int panel_i = output / PANEL_ROWS, panel_row = output % PANEL_ROWS;
     char *panel = w->data + (size_t)panel_i * w->panel_bytes;
     for (int leaf = 0; leaf < w->n_leaves; leaf++) {
-        const float *leaf_values = values + w->leaf_begin[leaf];
+        int begin = w->leaf_begin[leaf], n = w->leaf_begin[leaf + 1] - begin;
         if (w->format == DTYPE_I8) {
-            pack_leaf_i8(w, (int8_t *)panel, panel_i, panel_row, leaf, leaf_values);
+            quantise(w, buffers->bytes, buffers->values + begin, n, panel_i, panel_row, leaf);
+            scatter(w, panel, panel_row, leaf, (const char *)buffers->bytes, (size_t)n);
         } else {
-            pack_leaf_bf16(w, (uint16_t *)panel, panel_row, leaf, leaf_values);
+            scatter(w, panel, panel_row, leaf, (const char *)(buffers->bf16 + begin),
+                    (size_t)n * sizeof *buffers->bf16);
         }
     }
 }
@@ -112,14 +134,20 @@ enum status backend_weight_create(struct weight **out, struct backend *backend,
         w->sums = xcalloc(n_scales, sizeof *w->sums);
         w->bytes += n_scales * (sizeof *w->scales + sizeof *w->sums);
     }
-    float *values = xcalloc((size_t)k, sizeof *values);
+    struct row_buffers buffers = {
+        .values = xcalloc((size_t)k, sizeof *buffers.values),
+        .bf16 = xcalloc((size_t)k, sizeof *buffers.bf16),
+        .bytes = xcalloc((size_t)k, sizeof *buffers.bytes),
+    };
     int output = 0;
     for (int i = 0; i < n_sources; i++) {
         for (int row = 0; row < sources[i].n_rows; row++) {
-            pack_row(w, output++, &sources[i], row, values);
+            pack_row(w, output++, &sources[i], row, &buffers);
         }
     }
-    free(values);
+    free(buffers.values);
+    free(buffers.bf16);
+    free(buffers.bytes);
     *out = w;
     return STATUS_OK;
 }
