@@ -9,8 +9,10 @@ set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 jobs=$(nproc)
-# What runs under ThreadSanitizer: everything with threads of its own.
-threaded='^(test_comm.*|test_rpc.*|test_metrics|test_options|test_stream|test_pool|test_linear|test_step_loop|test_local_group)$'
+# Under sanitizers these take minutes: whole models. `asan` runs them, the default run only plainly.
+heavy='^test_(goldens|logit_bits|step_loop)$'
+# Under ThreadSanitizer the default run takes what has threads of its own.
+threaded='^test_(comm_threads|rpc|rpc_services|metrics|stream|fleet|linear)$'
 
 fail() {
     echo "tests/run.sh: $*" >&2
@@ -37,14 +39,15 @@ run_asan() {
     build "$root/build-asan" address unit-tests
     ASAN_OPTIONS=detect_stack_use_after_return=0 \
         LSAN_OPTIONS="suppressions=$root/tests/lsan.supp:print_suppressions=0" \
-        ctest --test-dir "$root/build-asan" --output-on-failure -j "$jobs" -R "$1"
+        ctest --test-dir "$root/build-asan" --output-on-failure -j "$jobs" -R "$1" -E "${2:-^$}"
 }
 
 # setarch -R: ThreadSanitizer wants addresses where it expects them.
 run_tsan() {
     build "$root/build-tsan" thread unit-tests
     TSAN_OPTIONS="suppressions=$root/tests/tsan.supp ignore_noninstrumented_modules=1" \
-        setarch -R ctest --test-dir "$root/build-tsan" --output-on-failure -j "$jobs" -R "$1"
+        setarch -R ctest --test-dir "$root/build-tsan" --output-on-failure -j "$jobs" -R "$1" \
+        -E "$heavy"
 }
 
 run_fuzz() {
@@ -66,10 +69,10 @@ run_fuzz() {
 case "${1:-}" in
 fuzz) run_fuzz ;;
 asan) run_asan '^test_' ;;
-tsan) run_tsan "$threaded" ;;
+tsan) run_tsan '^test_' ;;
 "")
     # Sanitizers first: ctest's closing lines of the whole are the last thing printed.
-    run_asan '^test_'
+    run_asan '^test_' "$heavy"
     run_tsan "$threaded"
     build "$root/build" "" all
     ctest --test-dir "$root/build" --output-on-failure
