@@ -26,16 +26,14 @@ struct comm {
 
 /* --- waiting --------------------------------------------------------------------------------- */
 
-/* One wait: spins, then yields the processor, then sleeps with growing pauses. `crowded`: there are
- * more ranks than processors, spinning would keep the awaited one from running. */
+/* One wait: spins, then yields the processor. `crowded`: there are more ranks than processors, spinning
+ * would keep the awaited one from running. */
 struct comm_wait {
     bool crowded;
     uint32_t turns;
-    int64_t slept_ns;
 };
-void comm_wait_turn(struct comm_wait *wait);
-/* True about every 100 ms of sleep: time to look whether the peers still live. */
-bool comm_wait_is_long(struct comm_wait *wait);
+/* A turn of spinning or yielding; false, and nothing done, when it is time to sleep. */
+bool comm_wait_turn(struct comm_wait *wait);
 
 /* --- groups over shared memory --------------------------------------------------------------- */
 

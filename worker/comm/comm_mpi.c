@@ -52,15 +52,19 @@ static enum status failed(int code, const char *what, struct error *err) {
 static enum status complete(struct networked *c, int started, MPI_Request *request,
                             const char *what, struct error *err) {
     if (started != MPI_SUCCESS) return failed(started, what, err);
+    enum { MAX_PAUSE_NS = 2 * 1000 * 1000 };
     struct comm_wait wait = {.crowded = false};
+    int64_t pause_ns = 20 * 1000;
     for (;;) {
         int done = 0;
         int code = MPI_Test(request, &done, MPI_STATUS_IGNORE);
         if (code != MPI_SUCCESS) return failed(code, what, err);
         if (done) return STATUS_OK;
         if (atomic_load(&c->aborted)) return error_set(err, STATUS_ABORTED, "the group was ended");
-        comm_wait_turn(&wait);
-        comm_wait_is_long(&wait);
+        if (comm_wait_turn(&wait)) continue;
+        /* Pauses grow with the time waited: an idle rank costs little, a short wait stays short. */
+        clock_sleep_ns(pause_ns);
+        if (pause_ns < MAX_PAUSE_NS) pause_ns += pause_ns / 16;
     }
 }
 

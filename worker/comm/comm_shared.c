@@ -4,30 +4,41 @@
  * its buffer n % 2, then raises its mark to 2n+1 ("published"); readers wait for that mark. A mark of
  * at least 2n+2 says that the rank has finished operation n (beginning the next one says so as well).
  * A buffer may be written again for operation n+2 once everybody has finished n. Messages longer than
- * a buffer are several operations. */
+ * a buffer are several operations.
+ *
+ * Who waits spins, yields, and then sleeps on the mark itself (futex), so that an idle server costs
+ * nothing and still wakes at once; who raises a mark looks whether anybody sleeps on it. */
 #include <errno.h>
+#include <linux/futex.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
-#include "common/clock.h"
 #include "worker/comm/comm_internal.h"
 
 enum { BUFFER_BYTES = 64 * 1024, CHANNEL_BYTES = 4096, LINE = 64 };
 
+/* A number that only grows, and who sleeps until it does. */
+struct flag {
+    _Alignas(LINE) _Atomic uint64_t value;
+    _Atomic uint32_t sleepers;
+};
+
 struct rank_area {
-    _Alignas(LINE) _Atomic uint64_t mark;
+    struct flag mark;
     _Alignas(LINE) _Atomic int32_t pid; /* 0: a thread */
     _Alignas(LINE) char buffers[2][BUFFER_BYTES];
 };
 
 /* From one rank to another; holds one chunk at a time. */
 struct channel {
-    _Alignas(LINE) _Atomic uint64_t written;
-    _Alignas(LINE) _Atomic uint64_t read;
+    struct flag written;
+    struct flag read;
     char data[CHANNEL_BYTES];
 };
 
@@ -54,34 +65,43 @@ size_t comm_shared_bytes(int n_ranks) {
 
 /* --- waiting --------------------------------------------------------------------------------- */
 
-enum { SPIN_TURNS = 2000, CROWDED_SPIN_TURNS = 20, YIELD_TURNS = 3000 };
+enum { SPIN_TURNS = 2000, CROWDED_SPIN_TURNS = 20, YIELD_TURNS = 3000, CROWDED_YIELD_TURNS = 300 };
 
-void comm_wait_turn(struct comm_wait *wait) {
+bool comm_wait_turn(struct comm_wait *wait) {
     uint32_t spins = wait->crowded ? CROWDED_SPIN_TURNS : SPIN_TURNS;
-    uint32_t turn = wait->turns++;
-    if (turn < spins) {
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#endif
-        return;
-    }
-    if (turn < spins + YIELD_TURNS) {
+    uint32_t yields = wait->crowded ? CROWDED_YIELD_TURNS : YIELD_TURNS;
+    if (wait->turns >= spins + yields) return false;
+    if (wait->turns++ >= spins) {
         sched_yield();
-        return;
+        return true;
     }
-    wait->turns = spins + YIELD_TURNS; /* stays here */
-    int64_t pause_ns = wait->slept_ns / 32;
-    if (pause_ns < 20 * 1000) pause_ns = 20 * 1000;
-    if (pause_ns > 2000 * 1000) pause_ns = 2000 * 1000;
-    int64_t before = wait->slept_ns;
-    clock_sleep_ns(pause_ns);
-    wait->slept_ns = before + pause_ns;
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+    return true;
 }
 
-bool comm_wait_is_long(struct comm_wait *wait) {
-    if (wait->slept_ns < 100 * 1000 * 1000) return false;
-    wait->slept_ns = 50 * 1000 * 1000; /* keeps the pauses long and asks again in a while */
-    return true;
+/* The low half of a flag's value, which is what a futex compares (little-endian). */
+static uint32_t *futex_word(struct flag *flag) {
+    return (uint32_t *)(void *)&flag->value;
+}
+
+static void raise_flag(struct flag *flag, uint64_t value) {
+    /* Sequentially consistent with the sleeper, who counts itself in and then looks at the value. */
+    atomic_store(&flag->value, value);
+    if (atomic_load(&flag->sleepers) == 0) return;
+    syscall(SYS_futex, futex_word(flag), FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+}
+
+/* Until the value changes, at most 50 ms: an abort or a dead peer does not raise it. */
+static void sleep_on(struct flag *flag, uint64_t wanted) {
+    const struct timespec most = {0, 50 * 1000 * 1000};
+    atomic_fetch_add(&flag->sleepers, 1);
+    uint64_t seen = atomic_load(&flag->value);
+    if (seen < wanted) {
+        syscall(SYS_futex, futex_word(flag), FUTEX_WAIT, (uint32_t)seen, &most, NULL, 0);
+    }
+    atomic_fetch_sub(&flag->sleepers, 1);
 }
 
 static enum status check_aborted(struct shared *c, struct error *err) {
@@ -100,14 +120,14 @@ static enum status check_peers(struct shared *c, struct error *err) {
     return STATUS_OK;
 }
 
-/* Waits until *word >= value. */
-static enum status await(struct shared *c, _Atomic uint64_t *word, uint64_t value,
-                         struct error *err) {
+static enum status await(struct shared *c, struct flag *flag, uint64_t value, struct error *err) {
     struct comm_wait wait = {.crowded = c->crowded};
-    while (atomic_load_explicit(word, memory_order_acquire) < value) {
-        if ((wait.turns & 63) == 63 || wait.slept_ns > 0) TRY(check_aborted(c, err));
-        if (c->processes && comm_wait_is_long(&wait)) TRY(check_peers(c, err));
-        comm_wait_turn(&wait);
+    while (atomic_load_explicit(&flag->value, memory_order_acquire) < value) {
+        if ((wait.turns & 63) == 63) TRY(check_aborted(c, err));
+        if (comm_wait_turn(&wait)) continue;
+        TRY(check_aborted(c, err));
+        if (c->processes) TRY(check_peers(c, err));
+        sleep_on(flag, value);
     }
     return STATUS_OK;
 }
@@ -125,7 +145,7 @@ static enum status publish(struct shared *c, const void *data, size_t bytes, str
         if (i != c->head.rank) TRY(await(c, &c->region->ranks[i].mark, 2 * (n - 2) + 2, err));
     }
     if (bytes > 0) memcpy(mine(c)->buffers[n % 2], data, bytes);
-    atomic_store_explicit(&mine(c)->mark, 2 * n + 1, memory_order_release);
+    raise_flag(&mine(c)->mark, 2 * n + 1);
     return STATUS_OK;
 }
 
@@ -136,7 +156,7 @@ static enum status take(struct shared *c, void *out, size_t bytes, int from, str
 }
 
 static void finish(struct shared *c) {
-    atomic_store_explicit(&mine(c)->mark, 2 * c->n + 2, memory_order_release);
+    raise_flag(&mine(c)->mark, 2 * c->n + 2);
     c->n++;
 }
 
@@ -220,10 +240,10 @@ static enum status shared_send(struct comm *head, const void *buffer, size_t byt
     size_t done = 0;
     do {
         size_t chunk = bytes - done < CHANNEL_BYTES ? bytes - done : CHANNEL_BYTES;
-        uint64_t n = atomic_load_explicit(&channel->written, memory_order_relaxed);
+        uint64_t n = atomic_load_explicit(&channel->written.value, memory_order_relaxed);
         TRY(await(c, &channel->read, n, err));
         if (chunk > 0) memcpy(channel->data, (const char *)buffer + done, chunk);
-        atomic_store_explicit(&channel->written, n + 1, memory_order_release);
+        raise_flag(&channel->written, n + 1);
         done += chunk;
     } while (done < bytes);
     return STATUS_OK;
@@ -237,10 +257,10 @@ static enum status shared_recv(struct comm *head, void *buffer, size_t bytes, in
     size_t done = 0;
     do {
         size_t chunk = bytes - done < CHANNEL_BYTES ? bytes - done : CHANNEL_BYTES;
-        uint64_t n = atomic_load_explicit(&channel->read, memory_order_relaxed);
+        uint64_t n = atomic_load_explicit(&channel->read.value, memory_order_relaxed);
         TRY(await(c, &channel->written, n + 1, err));
         if (chunk > 0) memcpy((char *)buffer + done, channel->data, chunk);
-        atomic_store_explicit(&channel->read, n + 1, memory_order_release);
+        raise_flag(&channel->read, n + 1);
         done += chunk;
     } while (done < bytes);
     return STATUS_OK;
