@@ -2,10 +2,10 @@
  * (comm_mpi.c), later NCCL. All calls are collective unless said otherwise, made by one thread per
  * rank, in the same order on every rank. No call sums: ordered sums are the backend's.
  *
- * Waiting spins a few microseconds, then yields, then sleeps until woken (over a network: with growing
- * pauses), so that idle ranks
- * cost little and ranks that share a core make progress. A lost or aborted group makes every call
- * return UNAVAILABLE or ABORTED within seconds; after that the group is dead. */
+ * Waiting spins a few microseconds, then yields, then sleeps until woken (over a network: with
+ * growing pauses), so that idle ranks cost little and ranks that share a core make progress. A lost
+ * or aborted group makes every call return UNAVAILABLE or ABORTED within seconds; after that the
+ * group is dead. */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
