@@ -104,11 +104,10 @@ static void sleep_on(struct flag *flag, uint64_t wanted) {
     atomic_fetch_sub(&flag->sleepers, 1);
 }
 
+/* Only once the reason stands there; who dies while writing it is noticed as dead. */
 static enum status check_aborted(struct shared *c, struct error *err) {
-    int aborted = atomic_load_explicit(&c->region->aborted, memory_order_acquire);
-    if (aborted == 0) return STATUS_OK;
-    return error_set(err, STATUS_ABORTED, "the group was ended: %s",
-                     aborted == 2 ? c->region->reason : "no reason given");
+    if (atomic_load_explicit(&c->region->aborted, memory_order_acquire) != 2) return STATUS_OK;
+    return error_set(err, STATUS_ABORTED, "the group was ended: %s", c->region->reason);
 }
 
 static enum status check_peers(struct shared *c, struct error *err) {
