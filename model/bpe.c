@@ -16,7 +16,8 @@ int32_t token_map_find(const struct tokenizer *t, const char *spelling, size_t n
         int32_t id = t->map.ids[at & t->map.mask];
         if (id < 0) return -1;
         const char *seen = t->tokens[id].spelling;
-        if (strncmp(seen, spelling, n) == 0 && seen[n] == 0) return id;
+        /* strncmp alone would take a NUL in the text for the token's end and read past it. */
+        if (strlen(seen) == n && memcmp(seen, spelling, n) == 0) return id;
     }
 }
 
@@ -36,6 +37,19 @@ static void push_symbol(int32_t *symbols, size_t *n, int32_t id) {
     symbols[(*n)++] = id;
 }
 
+/* A byte-fallback token for each byte, or none at all. */
+static bool push_fallback(const struct tokenizer *t, int32_t *symbols, size_t *count,
+                          const char *character, int length) {
+    if (!t->byte_fallback) return false;
+    for (int i = 0; i < length; i++) {
+        if (t->byte_ids[(unsigned char)character[i]] < 0) return false;
+    }
+    for (int i = 0; i < length; i++) {
+        push_symbol(symbols, count, t->byte_ids[(unsigned char)character[i]]);
+    }
+    return true;
+}
+
 static size_t characters(const struct tokenizer *t, int32_t *symbols, const char *piece, size_t n) {
     size_t count = 0;
     bool after_unk = false;
@@ -43,18 +57,12 @@ static size_t characters(const struct tokenizer *t, int32_t *symbols, const char
         int length = utf8_length(piece + at, n - at);
         if (length <= 0) length = 1;
         int32_t id = token_map_find(t, piece + at, (size_t)length);
-        bool unk = false;
-        if (id >= 0) {
-            push_symbol(symbols, &count, id);
-        } else if (t->byte_fallback && t->byte_ids[(unsigned char)piece[at]] >= 0) {
-            for (int i = 0; i < length; i++) {
-                push_symbol(symbols, &count, t->byte_ids[(unsigned char)piece[at + (size_t)i]]);
-            }
-        } else if (t->unk >= 0) {
-            unk = true;
-            if (!(after_unk && t->fuse_unk)) push_symbol(symbols, &count, t->unk);
-        }
-        after_unk = unk;
+        bool known = true;
+        if (id >= 0) push_symbol(symbols, &count, id);
+        else known = push_fallback(t, symbols, &count, piece + at, length);
+        bool fused = after_unk && t->fuse_unk;
+        if (!known && t->unk >= 0 && !fused) push_symbol(symbols, &count, t->unk);
+        after_unk = !known;
         at += (size_t)length;
     }
     return count;

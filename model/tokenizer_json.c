@@ -395,6 +395,8 @@ static enum status read_pretokenizer(const struct reader *r, const json_t *json)
     if (t->n_pretokenizers == TOKENIZER_MAX_STEPS) {
         return bad(r, "pre_tokenizer", "too long", "8 steps");
     }
+    /* What follows would have to see the byte-level alphabet instead of the text. */
+    if (t->byte_level) return bad(r, "pre_tokenizer", "ByteLevel and more", "ByteLevel at the end");
     struct pretokenizer *step = &t->pretokenizers[t->n_pretokenizers++];
     if (strcmp(type, "Split") == 0) return read_split(r, step, json);
     if (strcmp(type, "Metaspace") == 0) return read_metaspace(r, step, json);
@@ -436,10 +438,11 @@ static enum status read_template(const struct reader *r, const json_t *json) {
             int *n = seen_text ? &t->n_suffix : &t->n_prefix;
             int32_t *out = seen_text ? t->suffix : t->prefix;
             if (*n == TOKENIZER_MAX_EXTRA) return bad(r, "post_processor", "too long", "8 tokens");
-            if (!tokenizer_has(t, (int32_t)json_integer_value(id))) {
+            json_int_t value = json_is_integer(id) ? json_integer_value(id) : -1;
+            if (value < 0 || value >= t->n_tokens || !tokenizer_has(t, (int32_t)value)) {
                 return bad(r, "post_processor.special_tokens", "outside the vocabulary", "its ids");
             }
-            out[(*n)++] = (int32_t)json_integer_value(id);
+            out[(*n)++] = (int32_t)value;
         }
     }
     return STATUS_OK;
@@ -577,15 +580,24 @@ enum status tokenizer_load_json(struct tokenizer *t, const json_t *root, const c
     return STATUS_OK;
 }
 
+/* The id of a special token that the config names (a string, or an object with `content`); -1. */
+static int32_t config_token(const struct tokenizer *t, const json_t *config, const char *field) {
+    const json_t *token = json_object_get(config, field);
+    if (json_is_object(token)) token = json_object_get(token, "content");
+    return json_is_string(token) ? tokenizer_find(t, json_string_value(token)) : -1;
+}
+
+static void apply_switch(const json_t *wanted, int32_t id, int32_t *extra, int *n_extra) {
+    if (json_is_false(wanted)) *n_extra = 0;
+    if (json_is_true(wanted) && *n_extra == 0 && id >= 0) extra[(*n_extra)++] = id;
+}
+
 /* LlamaTokenizer's own switches for what stands around a text; other classes go by the template. */
 void tokenizer_apply_config(struct tokenizer *t, const json_t *config) {
     const char *class = json_string_value(json_object_get(config, "tokenizer_class"));
     if (class == NULL || strncmp(class, "LlamaTokenizer", 14) != 0) return;
-    if (json_is_false(json_object_get(config, "add_bos_token"))) t->n_prefix = 0;
-    const json_t *bos = json_object_get(config, "bos_token");
-    if (json_is_object(bos)) bos = json_object_get(bos, "content");
-    const char *spelling = json_string_value(bos);
-    int32_t id = spelling ? tokenizer_find(t, spelling) : -1;
-    bool wants = json_is_true(json_object_get(config, "add_bos_token"));
-    if (wants && t->n_prefix == 0 && id >= 0) t->prefix[t->n_prefix++] = id;
+    apply_switch(json_object_get(config, "add_bos_token"), config_token(t, config, "bos_token"),
+                 t->prefix, &t->n_prefix);
+    apply_switch(json_object_get(config, "add_eos_token"), config_token(t, config, "eos_token"),
+                 t->suffix, &t->n_suffix);
 }
