@@ -55,13 +55,6 @@ static double time_segment(struct local_group *group, int n_rows) {
     return seconds / STEPS_PER_SEGMENT;
 }
 
-/* Bytes per second of reading a buffer as large as the weights once, on as many processors. */
-static double read_bandwidth(const char *buffer, size_t bytes, int n_threads) {
-    int64_t start = clock_now_ns();
-    machine_read_threads(buffer, bytes, n_threads);
-    return (double)bytes / ((double)(clock_now_ns() - start) / 1e9);
-}
-
 /* --- the step loop -------------------------------------------------------------------------- */
 
 struct loop_times {
@@ -140,9 +133,9 @@ static void measure(struct local_group *group, const struct settings *settings) 
                   prefill = {0}, overhead_us = {0}, overhead_share = {0}, sampled = {0};
     time_forward(group, PREFILL < config->max_position ? CONTEXT : 16, 0, 1);
     for (int pass = 0; pass < settings->passes; pass++) {
-        double read_a = read_bandwidth(buffer, bytes, processors);
+        double read_a = machine_read_bandwidth(buffer, bytes, processors);
         double one = time_segment(group, 1);
-        double read_b = read_bandwidth(buffer, bytes, processors);
+        double read_b = machine_read_bandwidth(buffer, bytes, processors);
         double eight = time_segment(group, 8);
         double sixteen = time_segment(group, 16);
         double one_again = time_segment(group, 1);

@@ -9,8 +9,9 @@ void machine_print(void);
 void *machine_alloc(size_t bytes);
 void machine_free(void *memory, size_t bytes);
 
-/* Reads all bytes once, as fast as one thread can: four streams, prefetched. bytes: a multiple of 1024. */
-void machine_read(const void *memory, size_t bytes);
+/* Reads all bytes once with n_threads at once, each a share, pinned to processor i, as 1 or as 4
+ * sequential streams: processors differ in which they fetch faster. bytes: a multiple of 1024. */
+void machine_read(const void *memory, size_t bytes, int n_streams, int n_threads);
 
-/* The same by n_threads at once, each a share, pinned to processor i; starts and joins threads. */
-void machine_read_threads(const void *memory, size_t bytes, int n_threads);
+/* Bytes per second of the faster of the two. */
+double machine_read_bandwidth(const void *memory, size_t bytes, int n_threads);
