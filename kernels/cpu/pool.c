@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "common/relax.h"
 #include "kernels/cpu/cpu.h"
 
 enum { SPIN_TURNS = 4000 };
@@ -43,16 +44,10 @@ static void run_share(const struct job *job, int index, int n_threads) {
     for (int i = begin; i < end; i++) job->task(job->arg, i);
 }
 
-static void pause_turn(void) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-}
-
 static void await_round(struct pool *pool, uint32_t seen) {
     for (int i = 0; i < pool->spin_turns; i++) {
         if (atomic_load_explicit(&pool->round, memory_order_acquire) != seen) return;
-        pause_turn();
+        cpu_relax();
     }
     pthread_mutex_lock(&pool->mutex);
     atomic_fetch_add(&pool->n_asleep, 1);
@@ -95,7 +90,7 @@ void pool_run(struct backend *backend, void (*task)(void *arg, int task_i), void
     run_share(&pool->job, 0, pool->n_threads);
     int turns = 0;
     while (atomic_load_explicit(&pool->n_working, memory_order_acquire) > 0) {
-        if (turns++ < pool->spin_turns) pause_turn();
+        if (turns++ < pool->spin_turns) cpu_relax();
         else sched_yield();
     }
 }

@@ -19,6 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/relax.h"
 #include "worker/comm/comm_internal.h"
 
 enum { BUFFER_BYTES = 64 * 1024, CHANNEL_BYTES = 4096, LINE = 64 };
@@ -75,9 +76,7 @@ bool comm_wait_turn(struct comm_wait *wait) {
         sched_yield();
         return true;
     }
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
+    cpu_relax();
     return true;
 }
 
