@@ -7,14 +7,24 @@
 #include <string.h>
 
 #include "model/json.h"
+#include "model/utf8.h"
+
+/* Where a Mistral template puts the system message: in front of a user message. */
+enum chat_system { CHAT_SYSTEM_NONE, CHAT_SYSTEM_FIRST, CHAT_SYSTEM_LAST };
 
 struct chat {
     enum chat_format format;
     char *bos, *eos;
     char *default_system; /* CHATML: what stands in when there is no system message; NULL: nothing */
     char *knowledge;      /* LLAMA3: lines that open the system message; NULL: none */
-    bool trims;           /* LLAMA3, ZEPHYR: contents lose the white space around them */
+    bool trims;           /* contents lose the white space around them (MISTRAL: answers do) */
     bool begins_with_bos;
+    bool drops_thinking;  /* CHATML: answers lose what stands before </think> ... */
+    bool keeps_last_thinking; /* ... unless they follow the last question (Qwen3) */
+    bool opens_thinking;  /* CHATML: the generation prompt ends with <think> */
+    char *open, *close;   /* MISTRAL: around what the user says */
+    enum chat_system system;  /* MISTRAL */
+    bool space_before_answer, space_after_eos; /* MISTRAL */
     char beginning[64];   /* of an unknown template, for the error */
 };
 
@@ -37,10 +47,22 @@ static enum chat_format recognise(const char *template) {
     if (has(template, "<|start_header_id|>") && has(template, "<|eot_id|>")) return CHAT_LLAMA3;
     if (has(template, "<|im_start|>") && has(template, "<|im_end|>")) return CHAT_CHATML;
     if (has(template, "[INST]")) return has(template, "<<SYS>>") ? CHAT_LLAMA2 : CHAT_MISTRAL;
-    if (has(template, "<|user|>") && has(template, "<|assistant|>") && has(template, "eos_token")) {
-        return CHAT_ZEPHYR;
+    bool zephyr = has(template, "<|user|>") && has(template, "<|assistant|>") &&
+                  has(template, "eos_token") && !has(template, "<|end|>"); /* that is Phi-3's */
+    return zephyr ? CHAT_ZEPHYR : CHAT_UNKNOWN;
+}
+
+/* A copy without the escapes of string literals: some folders store a template's newline as itself,
+ * others as backslash and n. */
+static char *unescape(const char *template) {
+    char *text = xmalloc(strlen(template) + 1), *out = text;
+    for (const char *in = template; *in != 0; in++) {
+        bool escaped = *in == '\\' && in[1] != 0 && strchr("n'\"\\", in[1]) != NULL;
+        if (escaped) in++;
+        *out++ = escaped && *in == 'n' ? '\n' : *in;
     }
-    return CHAT_UNKNOWN;
+    *out = 0;
+    return text;
 }
 
 /* The literal between `before` and `after`, copied; NULL when there is none. */
@@ -66,29 +88,73 @@ static char *knowledge_lines(const char *template) {
     return lines;
 }
 
-static void choose(struct chat *chat, const char *template) {
+/* The text that stands in for a missing system message: the one system turn that the template writes
+ * in full, without an expression in it. */
+static char *default_system(const char *template) {
+    static const char start[] = "<|im_start|>system\n";
+    static const char *const expressions[] = {"' ", "\" ", "'+", "\"+", "{{", "{%"};
+    for (const char *at = template; (at = strstr(at, start)) != NULL; at++) {
+        char *text = literal(at, start, "<|im_end|>");
+        bool plain = text != NULL && *text != 0;
+        for (size_t i = 0; i < sizeof expressions / sizeof *expressions && plain; i++) {
+            plain = !has(text, expressions[i]);
+        }
+        if (plain) return text;
+        free(text);
+    }
+    return NULL;
+}
+
+static void choose_chatml(struct chat *chat, const char *template) {
+    const char *bos = strstr(template, "bos_token");
+    chat->begins_with_bos = bos != NULL && bos < strstr(template, "<|im_start|>");
+    chat->default_system = default_system(template);
+    chat->drops_thinking = has(template, "split('</think>')");
+    chat->keeps_last_thinking = has(template, "last_query_index");
+    chat->opens_thinking = has(template, "<|im_start|>assistant\n<think>\n");
+}
+
+/* The whole string literal in which `part` first stands; NULL when it is in none. */
+static char *literal_with(const char *template, const char *part) {
+    const char *at = strstr(template, part), *begin = at;
+    while (begin != NULL && begin > template && begin[-1] != '\'' && begin[-1] != '"') begin--;
+    if (begin == NULL || begin == template) return NULL;
+    const char *end = strchr(at, begin[-1]);
+    return end ? strndup(begin, (size_t)(end - begin)) : NULL;
+}
+
+static bool is_one_of(const char *text, const char *a, const char *b, const char *c) {
+    return text != NULL && (strcmp(text, a) == 0 || strcmp(text, b) == 0 || strcmp(text, c) == 0);
+}
+
+/* Mistral's formats differ in their spaces and in what becomes of a system message; one whose
+ * wording is not among the known ones stays unknown: a space too many costs quality in silence. */
+static void choose_mistral(struct chat *chat, const char *template) {
+    chat->open = literal_with(template, "[INST]");
+    chat->close = literal_with(template, "[/INST]");
+    bool known = is_one_of(chat->open, "[INST] ", " [INST] ", "[INST]") &&
+                 is_one_of(chat->close, " [/INST]", "[/INST]", "[/INST] ") &&
+                 !has(template, "[SYSTEM_PROMPT]");
+    if (has(template, "loop.last and system_message")) chat->system = CHAT_SYSTEM_LAST;
+    else if (has(template, "loop.first and system_message")) chat->system = CHAT_SYSTEM_FIRST;
+    else known = known && !has(template, "system_message");
+    chat->space_before_answer = has(template, "' ' + message") || has(template, "\" \" + message");
+    chat->space_after_eos = has(template, "eos_token + ' '") || has(template, "eos_token + \" \"");
+    if (!known) chat->format = CHAT_UNKNOWN;
+}
+
+static void choose(struct chat *chat, const char *original) {
+    char *template = unescape(original);
     chat->format = recognise(template);
-    snprintf(chat->beginning, sizeof chat->beginning, "%.60s", template);
+    size_t n = strnlen(original, 60);
+    n = utf8_check(original, n); /* not half a character */
+    memcpy(chat->beginning, original, n);
     chat->trims = has(template, "trim");
     chat->begins_with_bos = has(template, "bos_token");
     if (chat->format == CHAT_LLAMA3) chat->knowledge = knowledge_lines(template);
-    if (chat->format == CHAT_CHATML) {
-        chat->default_system = literal(template, "'<|im_start|>system\\n", "<|im_end|>\\n' }}");
-        /* The first such literal is "system\n' + messages…" in some templates: not text. */
-        if (chat->default_system != NULL && strchr(chat->default_system, '\'') != NULL) {
-            char *rest = strstr(template, "<|im_start|>system\\n") + 1;
-            free(chat->default_system);
-            chat->default_system = NULL;
-            for (; (rest = strstr(rest, "'<|im_start|>system\\n")) != NULL; rest++) {
-                char *found = literal(rest, "'<|im_start|>system\\n", "<|im_end|>\\n' }}");
-                if (found != NULL && strchr(found, '\'') == NULL) {
-                    chat->default_system = found;
-                    break;
-                }
-                free(found);
-            }
-        }
-    }
+    if (chat->format == CHAT_CHATML) choose_chatml(chat, template);
+    if (chat->format == CHAT_MISTRAL) choose_mistral(chat, template);
+    free(template);
 }
 
 /* A special token's spelling: a string, or an object with `content`. */
@@ -129,23 +195,38 @@ static enum status read_config(json_t **out, const char *dir, struct error *err)
     return status;
 }
 
-enum status chat_load(struct chat **out, const char *dir, struct error *err) {
-    json_t *config;
-    TRY(read_config(&config, dir, err));
+/* `file`: the template of a file of its own, NULL: what the config has. */
+static struct chat *create(const json_t *config, const char *file) {
     struct chat *chat = xcalloc(1, sizeof *chat);
     chat->bos = spelling(config, "bos_token");
     chat->eos = spelling(config, "eos_token");
+    const char *template = file ? file : template_of(config);
+    if (template != NULL) choose(chat, template);
+    return chat;
+}
+
+enum status chat_load(struct chat **out, const char *dir, struct error *err) {
+    json_t *config;
+    TRY(read_config(&config, dir, err));
     char path[4096];
     char *file = NULL;
     size_t n;
-    struct error ignored;
     snprintf(path, sizeof path, "%s/chat_template.jinja", dir);
-    if (json_read_file(&file, &n, path, MAX_FILE_BYTES, &ignored) != STATUS_OK) file = NULL;
-    const char *template = file ? file : template_of(config);
-    if (template != NULL) choose(chat, template);
-    free(file);
+    enum status status = json_read_file(&file, &n, path, MAX_FILE_BYTES, err);
+    if (status == STATUS_OK || status == STATUS_NOT_FOUND) {
+        *out = create(config, status == STATUS_OK ? file : NULL);
+        if (status == STATUS_OK) free(file);
+        status = STATUS_OK;
+    }
     json_decref(config);
-    *out = chat;
+    return status;
+}
+
+enum status chat_parse(struct chat **out, const char *config, size_t n_bytes, struct error *err) {
+    json_t *json;
+    TRY(json_parse_reals(&json, "tokenizer_config.json", config, n_bytes, err));
+    *out = create(json, NULL);
+    json_decref(json);
     return STATUS_OK;
 }
 
@@ -155,6 +236,8 @@ void chat_free(struct chat *chat) {
     free(chat->eos);
     free(chat->default_system);
     free(chat->knowledge);
+    free(chat->open);
+    free(chat->close);
     free(chat);
 }
 
@@ -170,15 +253,48 @@ static void put(struct page *page, const char *text) {
     fputs(text, page->out);
 }
 
-/* Python's str.strip for ASCII white space. */
-static void put_content(struct page *page, const struct chat *chat, const char *content) {
-    size_t n = strlen(content);
-    if (chat->trims) {
-        static const char spaces[] = " \t\n\v\f\r";
-        while (n > 0 && strchr(spaces, content[0]) != NULL) content++, n--;
-        while (n > 0 && strchr(spaces, content[n - 1]) != NULL) n--;
+/* A part of a text. */
+struct span {
+    const char *text;
+    size_t n;
+};
+
+static struct span span_of(const char *text) {
+    return (struct span){text, strlen(text)};
+}
+
+static void put_span(struct page *page, struct span span) {
+    fwrite(span.text, 1, span.n, page->out);
+}
+
+/* What Python's str.strip takes for white space, as UTF-8. */
+static const char *const blanks[] = {
+    " ", "\t", "\n", "\v", "\f", "\r", "\x1C", "\x1D", "\x1E", "\x1F", "\xC2\x85", "\xC2\xA0", "\u1680",
+    "\u2000", "\u2001", "\u2002", "\u2003", "\u2004", "\u2005", "\u2006", "\u2007", "\u2008", "\u2009",
+    "\u200A", "\u2028", "\u2029", "\u202F", "\u205F", "\u3000"};
+
+/* Bytes of the blank at the beginning (or end) of the span; 0: none there. */
+static size_t blank_at(struct span span, bool end) {
+    for (size_t i = 0; i < sizeof blanks / sizeof *blanks; i++) {
+        size_t n = strlen(blanks[i]);
+        if (n > span.n) continue;
+        if (memcmp(end ? span.text + span.n - n : span.text, blanks[i], n) == 0) return n;
     }
-    fwrite(content, 1, n, page->out);
+    return 0;
+}
+
+static struct span trim_end(struct span span) {
+    for (size_t n; (n = blank_at(span, true)) > 0;) span.n -= n;
+    return span;
+}
+
+static struct span trim(struct span span) {
+    for (size_t n; (n = blank_at(span, false)) > 0;) span = (struct span){span.text + n, span.n - n};
+    return trim_end(span);
+}
+
+static void put_content(struct page *page, const struct chat *chat, const char *content) {
+    put_span(page, chat->trims ? trim(span_of(content)) : span_of(content));
 }
 
 static bool is(const struct chat_message *message, const char *role) {
@@ -210,10 +326,66 @@ static void render_llama3(struct page *page, const struct chat *chat,
     if (generate) put(page, "<|start_header_id|>assistant<|end_header_id|>\n\n");
 }
 
+/* --- answers of models that think (Qwen3, QwQ) --- */
+
+static struct span strip_newlines(struct span span) {
+    while (span.n > 0 && *span.text == '\n') span = (struct span){span.text + 1, span.n - 1};
+    while (span.n > 0 && span.text[span.n - 1] == '\n') span.n--;
+    return span;
+}
+
+/* What follows the last `mark` in the span; all of it when there is none. */
+static struct span after_last(struct span span, const char *mark) {
+    for (const char *at; (at = memmem(span.text, span.n, mark, strlen(mark))) != NULL;) {
+        const char *rest = at + strlen(mark);
+        span = (struct span){rest, span.n - (size_t)(rest - span.text)};
+    }
+    return span;
+}
+
+static void put_answer(struct page *page, const struct chat *chat, const char *content, bool thinks,
+                       bool last) {
+    struct span answer = span_of(content), thought = {content, 0};
+    const char *end = strstr(content, "</think>");
+    if (end != NULL) {
+        thought = (struct span){content, (size_t)(end - content)};
+        thought = strip_newlines(after_last(thought, "<think>"));
+        answer = after_last(answer, "</think>");
+    }
+    bool shows = thinks && (last || thought.n > 0);
+    bool cuts = end != NULL || shows || !chat->keeps_last_thinking;
+    while (cuts && answer.n > 0 && *answer.text == '\n') answer.text++, answer.n--;
+    if (shows) {
+        put(page, "<think>\n");
+        put_span(page, thought);
+        put(page, "\n</think>\n\n");
+    }
+    put_span(page, answer);
+}
+
+/* A tool's result goes as a user's message but asks nothing. */
+static bool is_question(const struct chat_message *message) {
+    static const char open[] = "<tool_response>", close[] = "</tool_response>";
+    if (!is(message, "user")) return false;
+    size_t n = strlen(message->content), n_close = strlen(close);
+    bool opens = strncmp(message->content, open, strlen(open)) == 0;
+    bool closes = n >= n_close && strcmp(message->content + n - n_close, close) == 0;
+    return !(opens && closes);
+}
+
+/* Index of the last question; the last message when there is none. */
+static size_t last_question(const struct chat_message *messages, size_t n) {
+    for (size_t i = n; i > 0; i--) {
+        if (is_question(&messages[i - 1])) return i - 1;
+    }
+    return n - 1;
+}
+
 static void render_chatml(struct page *page, const struct chat *chat,
                           const struct chat_message *messages, size_t n, bool generate) {
-    bool has_system = n > 0 && is(&messages[0], "system");
-    if (!has_system && chat->default_system != NULL) {
+    size_t question = last_question(messages, n);
+    if (chat->begins_with_bos) put(page, chat->bos);
+    if (!is(&messages[0], "system") && chat->default_system != NULL) {
         put(page, "<|im_start|>system\n");
         put(page, chat->default_system);
         put(page, "<|im_end|>\n");
@@ -222,10 +394,16 @@ static void render_chatml(struct page *page, const struct chat *chat,
         put(page, "<|im_start|>");
         put(page, messages[i].role);
         put(page, "\n");
-        put_content(page, chat, messages[i].content);
+        if (chat->drops_thinking && is(&messages[i], "assistant")) {
+            bool thinks = chat->keeps_last_thinking && i > question;
+            put_answer(page, chat, messages[i].content, thinks, i + 1 == n);
+        } else {
+            put_content(page, chat, messages[i].content);
+        }
         put(page, "<|im_end|>\n");
     }
     if (generate) put(page, "<|im_start|>assistant\n");
+    if (generate && chat->opens_thinking) put(page, "<think>\n");
 }
 
 static void render_zephyr(struct page *page, const struct chat *chat,
@@ -258,36 +436,51 @@ static enum status check_turns(const struct chat_message *messages, size_t n, bo
 
 static void render_mistral(struct page *page, const struct chat *chat,
                            const struct chat_message *messages, size_t n) {
-    put(page, chat->bos);
-    for (size_t i = 0; i < n; i++) {
-        bool user = is(&messages[i], "user");
-        if (user) put(page, "[INST] ");
-        put_content(page, chat, messages[i].content);
-        put(page, user ? " [/INST]" : chat->eos);
+    const char *system = is(&messages[0], "system") ? messages[0].content : NULL;
+    size_t first = system ? 1 : 0;
+    if (chat->begins_with_bos) put(page, chat->bos);
+    for (size_t i = first; i < n; i++) {
+        if (is(&messages[i], "assistant")) {
+            if (chat->space_before_answer) put(page, " ");
+            put_content(page, chat, messages[i].content);
+            put(page, chat->eos);
+            if (chat->space_after_eos) put(page, " ");
+            continue;
+        }
+        put(page, chat->open);
+        if (system != NULL && i == (chat->system == CHAT_SYSTEM_FIRST ? first : n - 1)) {
+            put(page, system);
+            put(page, "\n\n");
+        }
+        put(page, messages[i].content);
+        put(page, chat->close);
     }
 }
 
+/* The first message is trimmed together with the system part in front of it. */
 static void render_llama2(struct page *page, const struct chat *chat,
                           const struct chat_message *messages, size_t n) {
-    struct chat trimming = *chat;
-    trimming.trims = true;
-    const char *system = n > 0 && is(&messages[0], "system") ? messages[0].content : NULL;
-    for (size_t i = system ? 1 : 0, turn = 0; i < n; i++, turn++) {
+    const char *system = is(&messages[0], "system") ? messages[0].content : NULL;
+    size_t first = system ? 1 : 0;
+    for (size_t i = first; i < n; i++) {
+        struct span content = span_of(messages[i].content);
         if (is(&messages[i], "assistant")) {
             put(page, " ");
-            put_content(page, &trimming, messages[i].content);
+            put_span(page, trim(content));
             put(page, " ");
             put(page, chat->eos);
             continue;
         }
         put(page, chat->bos);
         put(page, "[INST] ");
-        if (turn == 0 && system != NULL) {
+        bool joins = system != NULL && i == first;
+        bool empty = trim(content).n == 0;
+        if (joins) {
             put(page, "<<SYS>>\n");
             put(page, system);
-            put(page, "\n<</SYS>>\n\n");
+            put(page, empty ? "\n<</SYS>>" : "\n<</SYS>>\n\n");
         }
-        put_content(page, &trimming, messages[i].content);
+        put_span(page, joins && !empty ? trim_end(content) : trim(content));
         put(page, " [/INST]");
     }
 }
@@ -322,7 +515,9 @@ enum status chat_render(const struct chat *chat, const struct chat_message *mess
                         struct error *err) {
     TRY(check_format(chat, err));
     TRY(check_roles(messages, n_messages, err));
-    if (chat->format == CHAT_MISTRAL) TRY(check_turns(messages, n_messages, false, err));
+    if (chat->format == CHAT_MISTRAL) {
+        TRY(check_turns(messages, n_messages, chat->system != CHAT_SYSTEM_NONE, err));
+    }
     if (chat->format == CHAT_LLAMA2) TRY(check_turns(messages, n_messages, true, err));
     struct page page = {0};
     page.out = open_memstream(&page.text, &page.n);

@@ -25,6 +25,8 @@ struct chat; /* immutable after loading */
 
 /* Reads DIR/tokenizer_config.json. A missing file means CHAT_NONE. */
 enum status chat_load(struct chat **out, const char *dir, struct error *err);
+/* The same from the text of a tokenizer_config.json. */
+enum status chat_parse(struct chat **out, const char *config, size_t n_bytes, struct error *err);
 void chat_free(struct chat *chat);
 enum chat_format chat_format(const struct chat *chat);
 const char *chat_format_name(enum chat_format format);

@@ -98,6 +98,25 @@ END
 END
 }
 
+# The bundled template, and of every other format what it is recognised by.
+make_chat_seeds() {
+    copy_seeds fuzz_chat "$root"/assets/models/*/tokenizer_config.json
+    number=0
+    while IFS= read -r template; do
+        number=$((number + 1))
+        printf '{"bos_token":"<s>","eos_token":{"content":"</s>"},"chat_template":"%s"}' "$template" \
+            >"$build/corpus/fuzz_chat/format_$number"
+    done <<'END'
+{{ bos_token + '[INST] <<SYS>>\\n' + system_message + '\\n<</SYS>>' }}
+{{ bos_token }}{{ '[INST] ' + message['content'] + ' [/INST]' }}{{ ' ' + message + eos_token }}
+loop.last and system_message {{ '[INST]' }}{{ '[/INST]' }} trim eos_token + ' '
+{{ '<|im_start|>system\nKind.<|im_end|>\n' }}{{ '<|im_start|>assistant\n<think>\n' }}
+<|im_start|><|im_end|> content.split('</think>') ns.last_query_index
+{{ '<|user|>' + eos_token }}{{ '<|assistant|>' }}
+<|start_header_id|><|eot_id|>Cutting Knowledge Date: December 2023 set date_string = \"1 May\"
+END
+}
+
 rm -f "$build"/objects/*.o
 compile_sources
 link_fuzzers
@@ -105,3 +124,4 @@ make_config_seeds
 copy_seeds fuzz_safetensors "$root"/tests/fixtures/checkpoints/*/*.safetensors
 make_safetensors_seed
 make_tokenizer_seeds
+make_chat_seeds

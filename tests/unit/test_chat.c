@@ -107,8 +107,11 @@ Test(chat, llama2) {
     check_render("{\"bos_token\":\"<s>\",\"eos_token\":\"</s>\","
                  "\"chat_template\":\"[INST] <<SYS>> bos_token\"}",
                  talk, 4,
-                 "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Hello. </s><s>[INST] Bye "
-                 "[/INST]");
+                 "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n Hi [/INST] Hello. </s><s>[INST] Bye "
+                 "[/INST]"); /* the system part and the message are trimmed as one text */
+    check_render("{\"bos_token\":\"<s>\",\"eos_token\":\"</s>\","
+                 "\"chat_template\":\"[INST] <<SYS>> bos_token\"}",
+                 talk + 1, 1, "<s>[INST] Hi [/INST]");
 }
 
 Test(chat, zephyr) {
@@ -116,6 +119,101 @@ Test(chat, zephyr) {
                  talk, 4,
                  "<|system|>\nBe brief.</s>\n<|user|>\n Hi </s>\n<|assistant|>\nHello.</s>\n"
                  "<|user|>\nBye</s>\n<|assistant|>\n");
+}
+
+/* Templates in short: what makes the variants of a format differ, in the places where it stands. */
+#define MISTRAL(open, close, rest)                                                              \
+    "{\"bos_token\":\"<s>\",\"eos_token\":\"</s>\",\"chat_template\":\"{{ bos_token }} '" open      \
+    "' + message['content'] + '" close "' " rest "\"}"
+
+Test(chat, mistral_variants_differ_in_spaces) {
+    check_render(MISTRAL("[INST] ", " [/INST]", "message['content'] + eos_token + ' '"), talk + 1, 3,
+                 "<s>[INST]  Hi  [/INST]Hello.</s> [INST] Bye [/INST]");
+    check_render(MISTRAL("[INST] ", " [/INST]", "message['content'] + eos_token"), talk + 1, 3,
+                 "<s>[INST]  Hi  [/INST]Hello.</s>[INST] Bye [/INST]");
+    check_render(MISTRAL(" [INST] ", " [/INST]",
+                         "loop.first and system_message is defined ' ' + message['content'] + eos_token"),
+                 talk, 4,
+                 "<s> [INST] Be brief.\n\n Hi  [/INST] Hello.</s> [INST] Bye [/INST]");
+    check_render(MISTRAL("[INST] ", "[/INST]",
+                         "loop.last and system_message is defined ' ' + message['content']|trim"),
+                 talk, 4, "<s>[INST]  Hi [/INST] Hello.</s>[INST] Be brief.\n\nBye[/INST]");
+    check_render(MISTRAL("[INST]", "[/INST]", "message['content'] + eos_token"), talk + 1, 1,
+                 "<s>[INST] Hi [/INST]");
+}
+
+Test(chat, mistral_of_another_kind_is_unknown) {
+    static const char *const configs[] = {
+        MISTRAL("\\n[INST] ", " [/INST]", ""),
+        MISTRAL("[INST] ", " [/INST]\\n", ""),
+        MISTRAL("[INST] ", " [/INST]", "system_message somewhere else"),
+        MISTRAL("[INST]", "[/INST]", "[SYSTEM_PROMPT]"),
+        "{\"chat_template\":\"[INST]\"}",
+    };
+    for (size_t i = 0; i < sizeof configs / sizeof *configs; i++) {
+        struct chat *chat = chat_of(configs[i]);
+        cr_assert(chat_format(chat) == CHAT_UNKNOWN, "template %zu", i);
+        chat_free(chat);
+    }
+}
+
+/* A newline of the template may be stored as itself or as an escape of its string literal. */
+#define CHATML_DEFAULT(newline)                                                                  \
+    "{\"chat_template\":\"{{ '<|im_start|>system" newline "' }}{{ '<|im_start|>system" newline       \
+    "You\\\\'re kind.<|im_end|>" newline "' }}{{ '<|im_start|>' + role }}\"}"
+
+Test(chat, chatml_default_system_message) {
+    static const char expected[] = "<|im_start|>system\nYou're kind.<|im_end|>\n<|im_start|>user\n Hi "
+                                   "<|im_end|>\n<|im_start|>assistant\n";
+    check_render(CHATML_DEFAULT("\\n"), talk + 1, 1, expected);
+    check_render(CHATML_DEFAULT("\\\\n"), talk + 1, 1, expected);
+    check_render(CHATML_DEFAULT("\\n"), talk, 2,
+                 "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n Hi <|im_end|>\n"
+                 "<|im_start|>assistant\n");
+    check_render("{\"bos_token\":\"<s>\",\"chat_template\":\"{{ bos_token }}{{ '<|im_start|>system\\n' + "
+                 "content + '<|im_end|>\\n' }}\"}",
+                 talk + 1, 1, "<s><|im_start|>user\n Hi <|im_end|>\n<|im_start|>assistant\n");
+}
+
+/* Qwen3: what was thought before the last question is dropped, after it kept; QwQ: always dropped. */
+Test(chat, thoughts_of_earlier_answers_are_dropped) {
+    static const char qwen3[] = "{\"chat_template\":\"<|im_start|> <|im_end|> last_query_index "
+                                "content.split('</think>')[-1]\"}";
+    static const char qwq[] = "{\"chat_template\":\"<|im_start|> <|im_end|> content.split('</think>')[-1]"
+                              " '<|im_start|>assistant\\n<think>\\n'\"}";
+    static const struct chat_message thinking[] = {
+        {"user", "a"}, {"assistant", "<think>\nhm\n</think>\n\nb"}, {"user", "c"},
+        {"assistant", "<think>\nho\n</think>\n\nd"}, {"user", "<tool_response>e</tool_response>"}};
+    check_render(qwen3, thinking, 3,
+                 "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
+                 "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n");
+    check_render(qwen3, thinking + 2, 3,
+                 "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n<think>\nho\n</think>\n\nd"
+                 "<|im_end|>\n<|im_start|>user\n<tool_response>e</tool_response><|im_end|>\n"
+                 "<|im_start|>assistant\n");
+    check_render(qwq, thinking + 2, 2,
+                 "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\nd<|im_end|>\n"
+                 "<|im_start|>assistant\n<think>\n");
+}
+
+/* Python's white space, not only ASCII's. */
+Test(chat, trimming_knows_unicode) {
+    static const struct chat_message padded = {"user", "\u3000\xC2\xA0\x1F Hi\u2003there \u2028"};
+    check_render("{\"chat_template\":\"<|start_header_id|> <|eot_id|> | trim\"}", &padded, 1,
+                 "<|start_header_id|>user<|end_header_id|>\n\nHi\u2003there<|eot_id|>"
+                 "<|start_header_id|>assistant<|end_header_id|>\n\n");
+}
+
+/* The quoted beginning of an unknown template ends with a whole character. */
+Test(chat, quotes_whole_characters) {
+    struct chat_message user = {"user", "Hi"};
+    char *text, config[256];
+    struct error err = {0};
+    snprintf(config, sizeof config, "{\"chat_template\":\"%59s\u6F22\u5B57\"}", "x");
+    struct chat *chat = chat_of(config);
+    cr_assert(chat_render(chat, &user, 1, true, &text, &err) == STATUS_FAILED_PRECONDITION);
+    cr_assert(strstr(err.text, "x\")") != NULL, "%s", err.text);
+    chat_free(chat);
 }
 
 Test(chat, unknown_and_missing_templates_are_said) {
@@ -135,7 +233,7 @@ Test(chat, unknown_and_missing_templates_are_said) {
 }
 
 Test(chat, roles_that_a_format_forbids) {
-    struct chat *chat = chat_of("{\"chat_template\":\"[INST]\"}");
+    struct chat *chat = chat_of(MISTRAL("[INST] ", " [/INST]", "message['content'] + eos_token"));
     char *text;
     struct error err = {0};
     cr_assert(chat_render(chat, talk, 4, true, &text, &err) == STATUS_INVALID_ARGUMENT);
