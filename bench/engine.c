@@ -218,6 +218,10 @@ static bool parse(struct settings *settings, int argc, char **argv) {
 }
 
 int bench_engine(int argc, char **argv) {
+    if (argc == 2 && strcmp(argv[1], "--help") == 0) {
+        fputs(usage, stdout);
+        return 0;
+    }
     struct settings settings;
     if (!parse(&settings, argc, argv)) {
         fputs(usage, stderr);
@@ -242,7 +246,10 @@ int bench_engine(int argc, char **argv) {
         fprintf(stderr, "tandem-bench engine: %s\n", err.text);
         return 1;
     }
-    if (settings.csv != NULL) csv_file = fopen(settings.csv, "a");
+    if (settings.csv != NULL && (csv_file = fopen(settings.csv, "a")) == NULL) {
+        fprintf(stderr, "tandem-bench engine: --csv %s cannot be written\n", settings.csv);
+        return 1;
+    }
     machine_print();
     measure(group, &settings);
     if (csv_file != NULL) fclose(csv_file);

@@ -158,6 +158,10 @@ static bool parse(struct settings *settings, int argc, char **argv) {
 }
 
 int bench_kernels(int argc, char **argv) {
+    if (argc == 2 && strcmp(argv[1], "--help") == 0) {
+        fputs(usage, stdout);
+        return 0;
+    }
     struct settings settings;
     if (!parse(&settings, argc, argv)) {
         fputs(usage, stderr);
@@ -170,7 +174,10 @@ int bench_kernels(int argc, char **argv) {
         fprintf(stderr, "tandem-bench kernels: %s\n", err.text);
         return 1;
     }
-    if (settings.csv != NULL) csv_file = fopen(settings.csv, "a");
+    if (settings.csv != NULL && (csv_file = fopen(settings.csv, "a")) == NULL) {
+        fprintf(stderr, "tandem-bench kernels: --csv %s cannot be written\n", settings.csv);
+        return 1;
+    }
     bench.in = backend_alloc(bench.backend, (size_t)PREFILL * 4096 * sizeof(float));
     bench.out = backend_alloc(bench.backend, (size_t)PREFILL * 32000 * sizeof(float));
     for (int i = 0; i < PREFILL * 4096; i++) bench.in[i] = (float)(i % 1999) / 1000 - 1;

@@ -81,6 +81,10 @@ static const char usage[] =
     "  --input FILE     UTF-8 text; - is standard input\n";
 
 int bench_tokenizer(int argc, char **argv) {
+    if (argc == 2 && strcmp(argv[1], "--help") == 0) {
+        fputs(usage, stdout);
+        return 0;
+    }
     static const struct option options[] = {{"input", required_argument, NULL, 'i'},
                                             {"help", no_argument, NULL, 'h'},
                                             {NULL, 0, NULL, 0}};

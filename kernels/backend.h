@@ -30,8 +30,8 @@ enum backend_isa { BACKEND_AUTO, BACKEND_PORTABLE, BACKEND_AVX2, BACKEND_AVX512,
 struct backend_options {
     enum backend_isa isa;
     int n_threads; /* >= 1; the calling thread counts as one */
-    int max_rows;  /* largest n_rows of any call: sizes the scratch */
-    int max_width; /* largest K or N of any product */
+    int max_rows;  /* largest n_rows of any call */
+    int max_width; /* largest K or N of any product; a backend may size its scratch by both */
 };
 
 struct backend;

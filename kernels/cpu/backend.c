@@ -6,6 +6,7 @@
 
 enum status backend_create(struct backend **out, const struct backend_options *options,
                            struct error *err) {
+    CHECK(options->n_threads >= 1);
     enum backend_isa isa = options->isa == BACKEND_AUTO ? backend_isa_best() : options->isa;
     if (!backend_isa_available(isa)) {
         return error_set(err, STATUS_FAILED_PRECONDITION,

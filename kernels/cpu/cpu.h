@@ -47,7 +47,7 @@ struct weight {
     int leaf_begin[BACKEND_MAX_LEAVES + 1];  /* in columns of the product */
     int leaf_steps[BACKEND_MAX_LEAVES + 1];  /* where the leaf begins, in steps of a panel */
     size_t panel_bytes;
-    char *data;      /* n_panels * panel_bytes, aligned to huge pages */
+    char *data;      /* n_panels * panel_bytes, in huge pages where the kernel gives them */
     float *scales;   /* int8: [n_panels][n_leaves][16] */
     int32_t *sums;   /* int8, lanes: [n_panels][n_leaves][16], 128 * sum of the row's weights */
     size_t bytes;    /* all of the above */

@@ -1,7 +1,8 @@
 /* The AMX operations of kernels/cpu/tile.h in plain C, with the processor's semantics: configured rows
- * and row bytes, zeroing of what a load does not cover, the pairwise order of a bf16 product. One state
+ * and row bytes, zeroing of what a load does not cover, the order of a bf16 product. One state
  * per thread, as in hardware. */
 #pragma once
+#include <math.h>
 #include <string.h>
 
 #include "common/dtype.h"
@@ -58,20 +59,35 @@ static void tile_check_shapes(int c, int a, int b) {
     CHECK(tile_state.row_bytes[a] == 4 * tile_state.rows[b]);
 }
 
+/* Subnormals count as zero and become zero. */
+static float tile_flush(float value) {
+    return fabsf(value) < 0x1p-126f ? copysignf(0, value) : value;
+}
+
+/* The manual's order: even and odd elements of the pairs are summed apart over the whole product,
+ * from zero and with fused multiply-adds; then both are added, then what the tile held. */
+static float tile_pairs_bf16(int a, int m, int b, int n) {
+    float sums[2] = {0, 0};
+    for (int k = 0; k < tile_state.row_bytes[a] / 4; k++) {
+        uint16_t x[2], y[2];
+        memcpy(x, tile_state.data[a][m] + 4 * k, 4);
+        memcpy(y, tile_state.data[b][k] + 4 * n, 4);
+        for (int i = 0; i < 2; i++) {
+            float u = tile_flush(bf16_to_f32(x[i])), v = tile_flush(bf16_to_f32(y[i]));
+            sums[i] = tile_flush(fmaf(u, v, sums[i]));
+        }
+    }
+    return tile_flush(sums[0] + sums[1]);
+}
+
 static void tile_dot_bf16(int c, int a, int b) {
     tile_check_shapes(c, a, b);
     for (int m = 0; m < tile_state.rows[c]; m++) {
-        for (int k = 0; k < tile_state.row_bytes[a] / 4; k++) {
-            for (int n = 0; n < tile_state.row_bytes[c] / 4; n++) {
-                uint16_t x[2], y[2];
-                float sum;
-                memcpy(x, tile_state.data[a][m] + 4 * k, 4);
-                memcpy(y, tile_state.data[b][k] + 4 * n, 4);
-                memcpy(&sum, tile_state.data[c][m] + 4 * n, 4);
-                sum += bf16_to_f32(x[0]) * bf16_to_f32(y[0]);
-                sum += bf16_to_f32(x[1]) * bf16_to_f32(y[1]);
-                memcpy(tile_state.data[c][m] + 4 * n, &sum, 4);
-            }
+        for (int n = 0; n < tile_state.row_bytes[c] / 4; n++) {
+            float sum;
+            memcpy(&sum, tile_state.data[c][m] + 4 * n, 4);
+            sum = tile_flush(tile_flush(sum) + tile_pairs_bf16(a, m, b, n));
+            memcpy(tile_state.data[c][m] + 4 * n, &sum, 4);
         }
     }
 }
