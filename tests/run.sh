@@ -19,6 +19,17 @@ fail() {
     exit 1
 }
 
+# ctest hides what passing programs print: what this machine cannot test is said here.
+say_what_is_left_out() {
+    local flag
+    for flag in amx_tile avx512_bf16 avx2; do
+        grep -qwm1 "$flag" /proc/cpuinfo ||
+            echo "tests/run.sh: this processor has no $flag: those kernels do not run natively"
+    done
+    [ -d "$root/../shared/data" ] ||
+        echo "tests/run.sh: ../shared is absent: tokenizer vectors and third-party goldens are skipped"
+}
+
 # build FOLDER SANITIZER TARGET...
 build() {
     local folder=$1 sanitizer=$2 log
@@ -66,6 +77,7 @@ run_fuzz() {
 }
 
 "$root/deploy/install-deps.sh"
+say_what_is_left_out
 case "${1:-}" in
 fuzz) run_fuzz ;;
 asan) run_asan '^test_' ;;
