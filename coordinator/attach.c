@@ -90,7 +90,9 @@ static void send_plan(struct coordinator *c, struct line *line) {
     plan.tokenizer_fingerprint = tokenizer_fingerprint(c->model.tokenizer);
     plan.checkpoint_fingerprint = c->model.checkpoint_fingerprint;
     plan.weights = (char *)c->options.weights;
-    plan.mode = "plain";
+    Tandem__V1__Policy policy = TANDEM__V1__POLICY__INIT;
+    policy.mode = "plain";
+    plan.policy = &policy;
     plan.n_ranks = placement->n_ranks;
     plan.ranks = rows;
     plan.kv_budget_bytes = c->options.kv_budget_bytes;

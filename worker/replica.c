@@ -103,10 +103,6 @@ static enum status accept_plan(struct replica *r, const Tandem__V1__Plan *plan,
         return error_set(err, STATUS_FAILED_PRECONDITION,
                          "the plan has %zu ranks, mpirun started %d", plan->n_ranks, r->n_ranks);
     }
-    if (strcmp(plan->mode, "plain") != 0) {
-        return error_set(err, STATUS_UNIMPLEMENTED, "the plan's mode is \"%s\", this worker runs "
-                         "\"plain\"", plan->mode);
-    }
     strcpy(out->model_dir, plan->model_dir);
     out->checkpoint_fingerprint = plan->checkpoint_fingerprint;
     out->weights = strcmp(plan->weights, "int8") == 0 ? DTYPE_I8 : DTYPE_BF16;
