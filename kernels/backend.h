@@ -194,3 +194,15 @@ struct sample_result {
 void backend_sample(struct backend *backend, struct sample_result *out, float *logits, int vocab,
                     const struct sample_params *params, const int32_t *history, int n_prompt,
                     int n_history, int64_t position);
+
+/* The log-probability of `token` and of the n_top most likely ids in raw logits [vocab], as
+ * backend_sample reports them; out->token is set to `token`. */
+void backend_logprobs(struct backend *backend, struct sample_result *out, const float *logits,
+                      int vocab, int n_top, int32_t token);
+
+/* The distribution that backend_sample draws from: out[vocab] f32, summing to 1 up to rounding; one
+ * id has 1 at temperature 0. Arguments as backend_sample's; the logits are destroyed. What the sampling
+ * rule `rejection` compares (worker/spec/accept.h). */
+void backend_distribution(struct backend *backend, float *out, float *logits, int vocab,
+                          const struct sample_params *params, const int32_t *history, int n_prompt,
+                          int n_history);

@@ -46,13 +46,15 @@ int capacity_rows(int max_step_tokens, int max_sequences) {
 enum status capacity_compute(struct capacity *out, const struct capacity_request *request,
                              struct error *err) {
     int rows = capacity_rows(request->max_step_tokens, request->max_sequences);
-    struct footprint footprint = footprint_of(request->config, request->shard, request->weights,
-                                              rows, request->max_sequences);
-    int64_t block_bytes = (int64_t)footprint.kv_bytes_per_block;
+    int logit_rows = request->max_logit_rows > 0 ? request->max_logit_rows : request->max_sequences;
+    struct footprint footprint =
+        footprint_of(request->config, request->shard, request->weights, rows, logit_rows);
+    const struct footprint *beside = &request->beside;
+    int64_t block_bytes = (int64_t)(footprint.kv_bytes_per_block + beside->kv_bytes_per_block);
     *out = (struct capacity){
         .memory_bytes = request->memory_bytes,
-        .weights_bytes = (int64_t)footprint.weights_bytes,
-        .scratch_bytes = (int64_t)footprint.scratch_bytes,
+        .weights_bytes = (int64_t)(footprint.weights_bytes + beside->weights_bytes),
+        .scratch_bytes = (int64_t)(footprint.scratch_bytes + beside->scratch_bytes),
         .reserve_bytes = request->memory_bytes / 100 * RESERVE_PERCENT,
     };
     int per_sequence = (request->max_context + BACKEND_KV_BLOCK - 1) / BACKEND_KV_BLOCK;

@@ -13,6 +13,8 @@ struct capacity_request {
     int max_sequences;       /* running at once */
     int max_step_tokens;     /* rows of one step */
     int max_context;         /* positions of one sequence */
+    int max_logit_rows;      /* of one step; 0: max_sequences */
+    struct footprint beside; /* another model's shard on this rank (a shared draft); zero: none */
     int64_t memory_bytes;    /* available to this rank: the host's, shared out among its ranks */
     int64_t kv_budget_bytes; /* 0: what is free after weights, scratch and a reserve */
 };

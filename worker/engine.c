@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/clock.h"
+#include "worker/trace.h"
 
 /* A step on the wire, in this order: header, segments, tokens, logit rows, block tables. The first
  * ENGINE_FIRST_BYTES travel in one broadcast of fixed size, which is all a small step needs. */
@@ -11,6 +12,9 @@ enum { ENGINE_FIRST_BYTES = 2048 };
 
 struct step_header {
     int32_t n_rows; /* 0: stop */
+    int32_t model;  /* enum engine_model */
+    int32_t layer_width;
+    uint32_t round; /* for the trace */
     int32_t n_segments;
     int32_t n_logit_rows;
     int32_t n_blocks;
@@ -63,11 +67,19 @@ static char *put(char *out, const void *data, size_t bytes) {
     return out + bytes;
 }
 
-static void encode_step(struct engine *engine, const struct transformer_batch *batch) {
+static void encode_step(struct engine *engine, enum engine_model model,
+                        const struct transformer_batch *batch) {
     const struct engine_options *options = &engine->options;
     CHECK(batch->n_rows <= options->max_rows && batch->n_segments <= options->max_segments);
     CHECK(batch->n_logit_rows <= options->max_logit_rows);
-    struct step_header header = {batch->n_rows, batch->n_segments, batch->n_logit_rows, 0, 0};
+    struct step_header header = {
+        .n_rows = batch->n_rows,
+        .model = model,
+        .layer_width = batch->layer_width,
+        .round = trace_round(options->trace),
+        .n_segments = batch->n_segments,
+        .n_logit_rows = batch->n_logit_rows,
+    };
     char *out = engine->message + sizeof header;
     for (int i = 0; i < batch->n_segments; i++) {
         const struct backend_segment *segment = &batch->segments[i];
@@ -98,15 +110,33 @@ static enum status exchange(struct engine *engine, struct error *err) {
                           (size_t)header.n_bytes - ENGINE_FIRST_BYTES, 0, err);
 }
 
-enum status engine_forward(struct engine *engine, const struct transformer_batch *batch,
-                           float **logits, struct error *err) {
+/* What the lane of a rank shows for a pass. */
+static const char *name_of(enum engine_model model, const struct transformer_batch *batch) {
+    if (model == ENGINE_TARGET) return batch->n_logit_rows > 0 ? "verify" : "prefill";
+    if (batch->layer_width > 1) return "fuzzy step";
+    return batch->n_logit_rows > 0 ? "draft step" : "draft prefill";
+}
+
+static enum status compute(struct engine *engine, enum engine_model model,
+                           const struct transformer_batch *batch, float **logits,
+                           struct error *err) {
+    int64_t start = clock_now_ns();
+    enum status status =
+        transformer_forward(engine->options.transformers[model], batch, logits, err);
+    trace_add(engine->options.trace, name_of(model, batch), start, clock_now_ns());
+    return status;
+}
+
+enum status engine_forward(struct engine *engine, enum engine_model model,
+                           const struct transformer_batch *batch, float **logits,
+                           struct error *err) {
     if (comm_size(engine->options.group) > 1) {
         int64_t start = clock_now_ns();
-        encode_step(engine, batch);
+        encode_step(engine, model, batch);
         TRY(exchange(engine, err));
         engine->tell_ns += clock_now_ns() - start;
     }
-    return transformer_forward(engine->options.transformer, batch, logits, err);
+    return compute(engine, model, batch, logits, err);
 }
 
 enum status engine_stop(struct engine *engine, struct error *err) {
@@ -128,8 +158,15 @@ static struct transformer_batch decode_step(struct engine *engine,
                                                        told[i].position, blocks};
         blocks += told[i].n_blocks;
     }
-    return (struct transformer_batch){tokens,     header->n_rows,       engine->segments,
-                                      header->n_segments, logit_rows, header->n_logit_rows};
+    return (struct transformer_batch){
+        .tokens = tokens,
+        .n_rows = header->n_rows,
+        .segments = engine->segments,
+        .n_segments = header->n_segments,
+        .logit_rows = logit_rows,
+        .n_logit_rows = header->n_logit_rows,
+        .layer_width = header->layer_width,
+    };
 }
 
 enum status engine_follow(struct engine *engine, struct error *err) {
@@ -138,9 +175,11 @@ enum status engine_follow(struct engine *engine, struct error *err) {
         struct step_header header;
         memcpy(&header, engine->message, sizeof header);
         if (header.n_rows == 0) return STATUS_OK;
+        if (engine->options.transformers[header.model] == NULL) continue;
         struct transformer_batch batch = decode_step(engine, &header);
         float *logits;
-        TRY(transformer_forward(engine->options.transformer, &batch, &logits, err));
+        trace_set_round(engine->options.trace, header.round);
+        TRY(compute(engine, (enum engine_model)header.model, &batch, &logits, err));
     }
 }
 

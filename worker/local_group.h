@@ -1,23 +1,32 @@
-/* A whole tensor-parallel group inside one process: ranks are threads (comm_threads), the caller is
- * rank 0. What tests, benches and the virtual cluster run the real engine in. */
+/* A whole replica inside one process: ranks are threads (comm_threads), the caller is rank 0. What tests,
+ * benches and the virtual cluster run the real engine in. */
 #pragma once
-#include "model/checkpoint.h"
-#include "worker/engine.h"
+#include "worker/rank.h"
 
 struct local_group;
 
 struct local_group_options {
     const char *model_dir;
-    int degree;    /* 1, 2, 4, 8 */
+    int degree;    /* of the target: 1, 2, 4, 8 */
     enum backend_isa isa;
     int n_threads; /* compute threads of each rank */
     enum dtype weights;
     int n_blocks;
     int max_rows;
-    int max_logit_rows;
+    int max_logit_rows; /* 0: what the plan's windows want */
     int max_sequences;
     int max_context; /* 0: the model's */
     bool pin_ranks;  /* rank i stays on processor i (modulo their number): for measuring */
+    /* Drafting; all zero: none. */
+    const char *draft_dir; /* a draft model */
+    bool ngram;            /* or prompt look-up */
+    bool shared;           /* the draft model on the target's ranks */
+    int draft_degree;      /* 0: 1 */
+    int max_window;        /* 0: SPEC_MAX_WINDOW */
+    int max_layer_width;   /* 0: 1 */
+    bool prefix_cache;     /* of the draft */
+    enum sampling_rule rule;
+    const char *trace_file; /* NULL: none; written by local_group_destroy */
 };
 
 /* On failure (of any rank, in its words) nothing is left. */
@@ -30,3 +39,6 @@ struct engine *local_group_engine(struct local_group *group);
 struct backend *local_group_backend(struct local_group *group);
 struct transformer *local_group_transformer(struct local_group *group);
 const struct model_config *local_group_config(const struct local_group *group);
+/* Everything a step loop needs of the group; drafter NULL without one. */
+const struct rank_leadership *local_group_leadership(const struct local_group *group);
+struct trace *local_group_trace(struct local_group *group);

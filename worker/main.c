@@ -18,6 +18,8 @@ static const char usage[] =
     "  --isa NAME               auto, amx, avx512, avx2 or portable           (auto)\n"
     "  --threads N              compute threads of each rank, 1..256          (1)\n"
     "  --patience SECONDS       how long to wait for the coordinator          (60)\n"
+    "  --trace FILE             what each rank did when, for chrome://tracing or Perfetto;\n"
+    "                           written when the replica is stopped\n"
     "  --log-level LEVEL        debug, info, warn or error                    (info)\n"
     "  --help, --version\n";
 
@@ -31,9 +33,10 @@ static enum status parse(struct arguments *out, int argc, char **argv, struct er
         {"coordinator", required_argument, NULL, 'c'}, {"replica-id", required_argument, NULL, 'r'},
         {"isa", required_argument, NULL, 'i'},         {"threads", required_argument, NULL, 't'},
         {"patience", required_argument, NULL, 'p'},    {"log-level", required_argument, NULL, 'l'},
+        {"trace", required_argument, NULL, 'f'},
         {"help", no_argument, NULL, 'h'},              {"version", no_argument, NULL, 'v'},
         {NULL, 0, NULL, 0}};
-    *out = (struct arguments){{NULL, "r0", BACKEND_AUTO, 1, 60LL * 1000000000}, LOG_INFO};
+    *out = (struct arguments){{.id = "r0", .isa = BACKEND_AUTO, .n_threads = 1, .patience_ns = 60LL * 1000000000}, LOG_INFO};
     int isa;
     opterr = 0;
     for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
@@ -62,6 +65,7 @@ static enum status parse(struct arguments *out, int argc, char **argv, struct er
                                  "number of seconds above 0", optarg);
             }
             break;
+        case 'f': out->replica.trace_file = optarg; break;
         case 'l':
             out->log_level = log_level_parse(optarg);
             if (out->log_level < 0) {

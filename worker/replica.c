@@ -7,40 +7,26 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "worker/capacity.h"
-#include "worker/engine.h"
 #include "worker/host.h"
 #include "worker/link.h"
+#include "worker/rank.h"
 #include "worker/step_loop.h"
+#include "worker/trace.h"
 
-enum { REPLICA_MAX_RANKS = 64, REPLICA_MAX_PATH = 4096 };
-
-/* The coordinator's plan as every rank needs it, small and flat: it is broadcast as bytes. */
-struct replica_plan {
-    char model_dir[REPLICA_MAX_PATH];
-    uint64_t checkpoint_fingerprint;
-    enum dtype weights;
-    int32_t shard[REPLICA_MAX_RANKS];  /* of each world rank */
-    int32_t degree[REPLICA_MAX_RANKS];
-    int64_t kv_budget_bytes;
-    int32_t max_sequences, max_step_tokens, max_context;
-    bool prefix_cache;
-};
+enum { REPLICA_MAX_RANKS = 64 };
 
 struct replica {
     const struct replica_options *options;
     struct comm *world;
-    int rank, n_ranks;
+    int rank_i, n_ranks;
     struct host_facts *facts; /* [n_ranks] */
     struct link *link;        /* rank 0 */
-    struct replica_plan plan;
-    struct checkpoint *checkpoint;
-    struct shard shard;
-    struct capacity capacity;
-    int n_blocks; /* of the group: the smallest of the ranks */
-    int max_context;
-    struct backend *backend;
-    struct transformer *transformer;
-    struct engine *engine;
+    struct rank_plan plan;
+    struct spec_policy policy; /* to begin with; rank 0 */
+    struct rank_comms comms;
+    struct rank *rank;
+    struct trace *trace;
+    int n_blocks; /* of each pool: the smallest of the ranks */
     enum backend_isa isa; /* resolved: never AUTO */
     int64_t progress_at_ns;
 };
@@ -91,39 +77,90 @@ static int64_t memory_of_rank(const struct replica *r, int rank) {
     return bytes / sharers;
 }
 
+static enum status copy_dir(char out[RANK_MAX_PATH], const char *dir, struct error *err) {
+    if (strlen(dir) < RANK_MAX_PATH) {
+        strcpy(out, dir);
+        return STATUS_OK;
+    }
+    return error_set(err, STATUS_INVALID_ARGUMENT, "the plan's model folder has a path of %zu bytes, "
+                     "at most %d are possible", strlen(dir), RANK_MAX_PATH - 1);
+}
+
+static struct spec_policy policy_of(const Tandem__V1__Policy *told) {
+    int mode = told != NULL ? spec_mode_parse(told->mode) : -1;
+    if (mode < 0) return (struct spec_policy){SPEC_PLAIN, 1, 1, 0};
+    return (struct spec_policy){
+        .mode = (enum spec_mode)mode,
+        .window = (int)told->window,
+        .layer_width = (int)told->layer_width,
+        .delay = (int)told->delay,
+    };
+}
+
+/* The topology by the roles of the ranks. */
+static void read_topology(struct rank_plan *out, const Tandem__V1__Plan *plan) {
+    uint32_t first_draft = UINT32_MAX;
+    for (size_t i = 0; i < plan->n_ranks; i++) {
+        const Tandem__V1__PlannedRank *planned = plan->ranks[i];
+        bool draft = strcmp(planned->role, "draft") == 0;
+        if (draft) out->draft_degree = (int32_t)planned->degree;
+        else out->target_degree = (int32_t)planned->degree;
+        if (draft && planned->rank < first_draft) first_draft = planned->rank;
+    }
+    out->shared = first_draft == 0;
+}
+
+/* Whether every entry is what this worker makes of the topology. */
+static enum status check_topology(const struct replica *r, const Tandem__V1__Plan *plan,
+                                  struct error *err) {
+    const struct rank_plan *out = &r->plan;
+    int roles = out->target_degree + out->draft_degree;
+    if (rank_plan_n_ranks(out) != r->n_ranks || plan->n_ranks != (size_t)roles) {
+        return error_set(err, STATUS_FAILED_PRECONDITION,
+                         "the plan has a target on %d ranks and a draft on %d%s, mpirun started %d "
+                         "ranks", out->target_degree, out->draft_degree,
+                         out->shared ? " of them" : "", r->n_ranks);
+    }
+    for (size_t i = 0; i < plan->n_ranks; i++) {
+        const Tandem__V1__PlannedRank *planned = plan->ranks[i];
+        bool draft = strcmp(planned->role, "draft") == 0;
+        int shard = draft ? rank_plan_draft_shard(out, (int)planned->rank)
+                          : rank_plan_target_shard(out, (int)planned->rank);
+        if (planned->rank < (uint32_t)r->n_ranks && (int)planned->shard == shard) continue;
+        return error_set(err, STATUS_FAILED_PRECONDITION,
+                         "the plan gives rank %u role \"%s\", shard %u of %u; expected shard %d",
+                         planned->rank, planned->role, planned->shard, planned->degree, shard);
+    }
+    return STATUS_OK;
+}
+
+static int32_t within(uint32_t value, int32_t low, int32_t high) {
+    return value < (uint32_t)low ? low : value > (uint32_t)high ? high : (int32_t)value;
+}
+
 static enum status accept_plan(struct replica *r, const Tandem__V1__Plan *plan,
                                struct error *err) {
-    struct replica_plan *out = &r->plan;
-    if (strlen(plan->model_dir) >= sizeof out->model_dir) {
-        return error_set(err, STATUS_INVALID_ARGUMENT, "the plan's model folder has a path of %zu "
-                         "bytes, at most %zu are possible", strlen(plan->model_dir),
-                         sizeof out->model_dir - 1);
-    }
-    if (plan->n_ranks != (size_t)r->n_ranks) {
-        return error_set(err, STATUS_FAILED_PRECONDITION,
-                         "the plan has %zu ranks, mpirun started %d", plan->n_ranks, r->n_ranks);
-    }
-    strcpy(out->model_dir, plan->model_dir);
-    out->checkpoint_fingerprint = plan->checkpoint_fingerprint;
+    struct rank_plan *out = &r->plan;
+    TRY(copy_dir(out->model_dir, plan->model_dir, err));
+    TRY(copy_dir(out->draft_dir, plan->draft_dir, err));
+    out->fingerprint = plan->checkpoint_fingerprint;
+    out->draft_fingerprint = plan->draft_checkpoint_fingerprint;
     out->weights = strcmp(plan->weights, "int8") == 0 ? DTYPE_I8 : DTYPE_BF16;
     out->kv_budget_bytes = (int64_t)plan->kv_budget_bytes;
     out->max_sequences = (int32_t)plan->max_sequences;
     out->max_step_tokens = (int32_t)plan->max_step_tokens;
     out->max_context = (int32_t)plan->max_context;
     out->prefix_cache = !plan->prefix_cache_off;
-    for (size_t i = 0; i < plan->n_ranks; i++) {
-        const Tandem__V1__PlannedRank *planned = plan->ranks[i];
-        if (planned->rank >= (uint32_t)r->n_ranks || strcmp(planned->role, "target") != 0 ||
-            planned->shard != planned->rank || planned->degree != (uint32_t)r->n_ranks) {
-            return error_set(err, STATUS_FAILED_PRECONDITION,
-                             "the plan gives rank %u role \"%s\", shard %u of %u; expected role "
-                             "\"target\", shard %u of %d", planned->rank, planned->role,
-                             planned->shard, planned->degree, planned->rank, r->n_ranks);
-        }
-        out->shard[planned->rank] = (int32_t)planned->shard;
-        out->degree[planned->rank] = (int32_t)planned->degree;
-    }
-    return STATUS_OK;
+    out->max_window = within(plan->max_window, 1, SPEC_MAX_WINDOW);
+    out->max_layer_width = within(plan->max_layer_width, 1, SPEC_MAX_LAYER_WIDTH);
+    bool rejection = strcmp(plan->sampling_rule, "rejection") == 0;
+    out->rule = rejection ? SAMPLING_REJECTION : SAMPLING_COUPLED;
+    out->drafter = strcmp(plan->drafter, "model") == 0   ? RANK_MODEL_DRAFTER
+                   : strcmp(plan->drafter, "ngram") == 0 ? RANK_NGRAM_DRAFTER
+                                                         : RANK_NO_DRAFTER;
+    r->policy = policy_of(plan->policy);
+    read_topology(out, plan);
+    return check_topology(r, plan, err);
 }
 
 /* Leader: says hello, gets the plan. */
@@ -154,72 +191,87 @@ static enum status join(struct replica *r, struct error *err) {
 
 /* --- loading -------------------------------------------------------------------------------- */
 
-static enum status open_checkpoint(struct replica *r, struct error *err) {
-    TRY(checkpoint_open(&r->checkpoint, r->plan.model_dir, err));
-    const struct model_config *config = checkpoint_config(r->checkpoint);
-    uint64_t seen = checkpoint_fingerprint(r->checkpoint);
-    if (r->plan.checkpoint_fingerprint != 0 && seen != r->plan.checkpoint_fingerprint) {
-        return error_set(err, STATUS_FAILED_PRECONDITION,
-                         "%s: checkpoint fingerprint %016llx, the coordinator's is %016llx: the "
-                         "folders differ", r->plan.model_dir, (unsigned long long)seen,
-                         (unsigned long long)r->plan.checkpoint_fingerprint);
-    }
-    TRY(shard_make(&r->shard, config, r->plan.shard[r->rank], r->plan.degree[r->rank], err));
-    r->max_context = r->plan.max_context > 0 && r->plan.max_context < config->max_position
-                         ? r->plan.max_context
-                         : config->max_position;
-    struct capacity_request request = {
-        .config = config,
-        .shard = &r->shard,
-        .weights = r->plan.weights,
-        .max_sequences = r->plan.max_sequences,
-        .max_step_tokens = r->plan.max_step_tokens,
-        .max_context = r->max_context,
-        .memory_bytes = memory_of_rank(r, r->rank),
-        .kv_budget_bytes = r->plan.kv_budget_bytes,
+static enum status open_rank(struct replica *r, struct error *err) {
+    struct rank_options options = {
+        .plan = &r->plan,
+        .rank = r->rank_i,
+        .isa = r->isa,
+        .n_threads = r->options->n_threads,
+        .memory_bytes = memory_of_rank(r, r->rank_i),
     };
-    return capacity_compute(&r->capacity, &request, err);
+    return rank_open(&r->rank, &options, err);
 }
 
 struct rank_part {
     uint64_t fingerprint;
     struct capacity capacity;
+    char role[64];
 };
 
 static void log_capacity(const struct replica *r, const struct rank_part *parts) {
-    log_info("capacity (MiB)  rank  host              memory  weights   scratch  reserve       KV  "
-             "blocks");
+    log_info("capacity (MiB)  rank  role                   host              memory  weights   "
+             "scratch  reserve       KV  blocks");
     for (int i = 0; i < r->n_ranks; i++) {
         const struct capacity *c = &parts[i].capacity;
         double mib = 1024.0 * 1024.0;
-        log_info("                %4d  %-14.14s %9.1f %8.1f %9.1f %8.1f %8.1f %7d", i,
-                 r->facts[i].host, (double)c->memory_bytes / mib, (double)c->weights_bytes / mib,
-                 (double)c->scratch_bytes / mib, (double)c->reserve_bytes / mib,
-                 (double)c->kv_bytes / mib, c->n_blocks);
+        log_info("                %4d  %-21.21s  %-14.14s %9.1f %8.1f %9.1f %8.1f %8.1f %7d", i,
+                 parts[i].role, r->facts[i].host, (double)c->memory_bytes / mib,
+                 (double)c->weights_bytes / mib, (double)c->scratch_bytes / mib,
+                 (double)c->reserve_bytes / mib, (double)c->kv_bytes / mib, c->n_blocks);
     }
+    int context = rank_max_context(r->rank);
     log_info("KV memory of %d blocks holds %d tokens: %.1f sequences of %d", r->n_blocks,
-             r->n_blocks * BACKEND_KV_BLOCK,
-             (double)r->n_blocks * BACKEND_KV_BLOCK / r->max_context, r->max_context);
+             r->n_blocks * BACKEND_KV_BLOCK, (double)r->n_blocks * BACKEND_KV_BLOCK / context,
+             context);
 }
 
-/* All ranks must see one checkpoint, and serve with what the smallest can hold. */
+/* All ranks must see the same checkpoints, and serve with what the smallest can hold. */
 static enum status settle_capacity(struct replica *r, struct error *err) {
-    struct rank_part mine = {checkpoint_fingerprint(r->checkpoint), r->capacity};
+    struct rank_part mine = {rank_fingerprint(r->rank), *rank_capacity(r->rank), ""};
+    snprintf(mine.role, sizeof mine.role, "%s", rank_role(r->rank));
     struct rank_part *parts = xcalloc((size_t)r->n_ranks, sizeof *parts);
     enum status status = comm_all_gather(r->world, parts, &mine, sizeof mine, err);
-    r->n_blocks = r->capacity.n_blocks;
+    r->n_blocks = mine.capacity.n_blocks;
     for (int i = 0; i < r->n_ranks && status == STATUS_OK; i++) {
         if (parts[i].capacity.n_blocks < r->n_blocks) r->n_blocks = parts[i].capacity.n_blocks;
         if (parts[i].fingerprint == parts[0].fingerprint) continue;
         status = error_set(err, STATUS_FAILED_PRECONDITION,
-                           "rank %d on %s reads another checkpoint than rank 0 on %s: fingerprints "
+                           "rank %d on %s reads other checkpoints than rank 0 on %s: fingerprints "
                            "%016llx and %016llx", i, r->facts[i].host, r->facts[0].host,
                            (unsigned long long)parts[i].fingerprint,
                            (unsigned long long)parts[0].fingerprint);
     }
-    if (status == STATUS_OK && r->rank == 0) log_capacity(r, parts);
+    if (status == STATUS_OK && r->rank_i == 0) log_capacity(r, parts);
     free(parts);
     return status;
+}
+
+/* --- groups --------------------------------------------------------------------------------- */
+
+/* The group of ranks first .. first + n, where this rank is one of them. */
+static enum status make_group(struct replica *r, struct comm **out, int first, int n,
+                              struct error *err) {
+    int members[REPLICA_MAX_RANKS];
+    if (r->rank_i < first || r->rank_i >= first + n) return STATUS_OK;
+    for (int i = 0; i < n; i++) members[i] = first + i;
+    return comm_mpi_group(out, members, n, err);
+}
+
+static enum status make_groups(struct replica *r, struct error *err) {
+    const struct rank_plan *plan = &r->plan;
+    TRY(make_group(r, &r->comms.target, 0, plan->target_degree, err));
+    if (plan->drafter != RANK_MODEL_DRAFTER) return STATUS_OK;
+    int leader = rank_plan_draft_leader(plan);
+    TRY(make_group(r, &r->comms.draft, leader < 0 ? 0 : leader, plan->draft_degree, err));
+    if (leader < 0 || (r->rank_i != 0 && r->rank_i != leader)) return STATUS_OK;
+    return comm_mpi_group(&r->comms.pair, (int[]){0, leader}, 2, err);
+}
+
+static enum status begin_trace(struct replica *r, struct error *err) {
+    char lane[96];
+    if (r->options->trace_file == NULL) return STATUS_OK;
+    snprintf(lane, sizeof lane, "rank %d: %s", r->rank_i, rank_role(r->rank));
+    return trace_create(&r->trace, r->world, lane, err);
 }
 
 static void on_progress(void *user, size_t bytes_done, size_t bytes_total) {
@@ -231,48 +283,26 @@ static void on_progress(void *user, size_t bytes_done, size_t bytes_total) {
 }
 
 static enum status load_weights(struct replica *r, struct error *err) {
-    struct backend_options backend = {
-        .isa = r->isa,
-        .n_threads = r->options->n_threads,
-        .max_rows = capacity_rows(r->plan.max_step_tokens, r->plan.max_sequences),
-        .max_width = model_config_max_width(checkpoint_config(r->checkpoint)),
-    };
-    TRY(backend_create(&r->backend, &backend, err));
-    struct transformer_options transformer = {
-        .checkpoint = r->checkpoint,
-        .backend = r->backend,
-        .group = r->world,
-        .weights = r->plan.weights,
+    struct rank_loading loading = {
+        .comms = r->comms,
         .n_blocks = r->n_blocks,
-        .max_rows = capacity_rows(r->plan.max_step_tokens, r->plan.max_sequences),
-        .max_logit_rows = r->plan.max_sequences,
-        .max_context = r->max_context,
+        .trace = r->trace,
         .progress = on_progress,
         .progress_user = r,
     };
     int64_t start = clock_now_ns();
-    TRY(transformer_create(&r->transformer, &transformer, err));
-    struct transformer_memory memory = transformer_memory(r->transformer);
-    log_info("loaded %.1f MiB of %s weights in %.2f s", (double)memory.weights_bytes / 1048576.0,
-             dtype_name(r->plan.weights), (double)(clock_now_ns() - start) / 1e9);
-    int blocks_per_sequence = (r->max_context + BACKEND_KV_BLOCK - 1) / BACKEND_KV_BLOCK;
-    struct engine_options engine = {
-        .transformer = r->transformer,
-        .group = r->world,
-        .max_rows = transformer.max_rows,
-        .max_segments = r->plan.max_sequences,
-        .max_logit_rows = transformer.max_logit_rows,
-        .max_blocks = r->plan.max_sequences * blocks_per_sequence,
-    };
-    r->engine = engine_create(&engine);
+    TRY(rank_load(r->rank, &loading, err));
+    log_info("%s: loaded %.1f MiB of %s weights in %.2f s", rank_role(r->rank),
+             (double)rank_memory(r->rank).weights_bytes / 1048576.0, dtype_name(r->plan.weights),
+             (double)(clock_now_ns() - start) / 1e9);
     return STATUS_OK;
 }
 
 static enum status report_ready(struct replica *r, struct error *err) {
-    struct transformer_memory mine = transformer_memory(r->transformer);
+    struct transformer_memory mine = rank_memory(r->rank);
     struct transformer_memory *all = xcalloc((size_t)r->n_ranks, sizeof *all);
     enum status status = comm_all_gather(r->world, all, &mine, sizeof mine, err);
-    if (status == STATUS_OK && r->rank == 0) {
+    if (status == STATUS_OK && r->rank_i == 0) {
         Tandem__V1__RankReady *ready = xcalloc((size_t)r->n_ranks, sizeof *ready);
         Tandem__V1__RankReady **rows = xcalloc((size_t)r->n_ranks, sizeof *rows);
         for (int i = 0; i < r->n_ranks; i++) {
@@ -289,8 +319,9 @@ static enum status report_ready(struct replica *r, struct error *err) {
         message.ranks = rows;
         message.kv_blocks = (uint32_t)r->n_blocks;
         message.max_sequences = (uint32_t)r->plan.max_sequences;
-        message.max_context = (uint32_t)r->max_context;
-        message.checkpoint_fingerprint = checkpoint_fingerprint(r->checkpoint);
+        message.max_context = (uint32_t)rank_max_context(r->rank);
+        message.checkpoint_fingerprint = rank_target_fingerprint(r->rank);
+        message.draft_kv_blocks = r->plan.drafter == RANK_MODEL_DRAFTER ? (uint32_t)r->n_blocks : 0;
         link_send_ready(r->link, &message);
         free(rows);
         free(ready);
@@ -300,12 +331,14 @@ static enum status report_ready(struct replica *r, struct error *err) {
 }
 
 static enum status load(struct replica *r, struct error *err) {
-    enum status status = r->rank == 0 ? join(r, err) : STATUS_OK;
+    enum status status = r->rank_i == 0 ? join(r, err) : STATUS_OK;
     TRY(agree(r, status, err));
     TRY(comm_broadcast(r->world, &r->plan, sizeof r->plan, 0, err));
-    status = open_checkpoint(r, err);
+    status = open_rank(r, err);
     TRY(agree(r, status, err));
     TRY(settle_capacity(r, err));
+    TRY(make_groups(r, err));
+    TRY(begin_trace(r, err));
     status = load_weights(r, err);
     TRY(agree(r, status, err));
     return report_ready(r, err);
@@ -340,6 +373,7 @@ static struct step_request request_of(const Tandem__V1__Submit *submit) {
         .max_tokens = (int)submit->max_tokens,
         .min_tokens = (int)submit->min_tokens,
         .deadline_ns = submit->deadline_us > 0 ? clock_now_ns() + submit->deadline_us * 1000 : 0,
+        .wish = {spec_mode_parse(submit->speculation), (int)submit->num_speculative_tokens},
     };
 }
 
@@ -365,6 +399,10 @@ static enum status take_messages(struct replica *r, struct step_loop *loop, bool
         if (message->kind_case == TANDEM__V1__REPLICA_DOWN__KIND_WORK) {
             take_work(loop, message->work);
         }
+        if (message->kind_case == TANDEM__V1__REPLICA_DOWN__KIND_POLICY) {
+            struct spec_policy policy = policy_of(message->policy);
+            step_loop_set_policy(loop, &policy);
+        }
         *stop = message->kind_case == TANDEM__V1__REPLICA_DOWN__KIND_STOP;
         link_free_message(message);
         if (*stop) return STATUS_OK;
@@ -385,31 +423,42 @@ static enum status serve(struct replica *r, struct step_loop *loop, struct error
 }
 
 static enum status lead(struct replica *r, struct error *err) {
+    struct rank_leadership leadership;
+    TRY(rank_lead(r->rank, &leadership, err));
+    const struct model_config *config = rank_target_config(r->rank);
     struct step_loop_options options = {
-        .engine = r->engine,
-        .backend = r->backend,
-        .config = checkpoint_config(r->checkpoint),
+        .engine = leadership.engine,
+        .backend = leadership.backend,
+        .config = config,
         .n_blocks = r->n_blocks,
         .max_sequences = r->plan.max_sequences,
         .max_step_tokens = capacity_rows(r->plan.max_step_tokens, r->plan.max_sequences),
-        .max_context = r->max_context,
+        .max_context = rank_max_context(r->rank),
         .prefix_cache = r->plan.prefix_cache,
+        .max_logit_rows = rank_plan_logit_rows(&r->plan),
+        .drafter = leadership.drafter,
+        .drafter_remote = leadership.drafter_remote,
+        .handoff_ns = leadership.handoff_ns,
+        .max_window = r->plan.max_window,
+        .rule = r->plan.rule,
+        .trace = r->trace,
     };
     struct step_loop *loop = step_loop_create(&options);
-    log_info("serving %s with %d rank%s", checkpoint_config(r->checkpoint)->name, r->n_ranks,
-             r->n_ranks == 1 ? "" : "s");
+    step_loop_set_policy(loop, &r->policy);
+    log_info("serving %s with %d rank%s", config->name, r->n_ranks, r->n_ranks == 1 ? "" : "s");
     enum status status = serve(r, loop, err);
     step_loop_destroy(loop);
-    if (status == STATUS_OK) return engine_stop(r->engine, err);
-    return status;
+    return status == STATUS_OK ? rank_stop(r->rank, err) : status;
 }
 
 static void end(struct replica *r, enum status status, const struct error *err) {
     if (status != STATUS_OK && r->link != NULL) link_send_fatal(r->link, err->text);
-    engine_destroy(r->engine);
-    transformer_destroy(r->transformer);
-    checkpoint_close(r->checkpoint);
-    backend_destroy(r->backend);
+    rank_close(r->rank);
+    trace_destroy(r->trace);
+    struct comm *groups[] = {r->comms.target, r->comms.draft, r->comms.pair};
+    for (size_t i = 0; i < sizeof groups / sizeof *groups && status == STATUS_OK; i++) {
+        if (groups[i] != NULL) comm_destroy(groups[i]);
+    }
     link_close(r->link);
     free(r->facts);
 }
@@ -427,7 +476,9 @@ static enum status run(struct replica *r, struct error *err) {
     TRY(agree(r, status, err));
     TRY(gather_facts(r, err));
     TRY(load(r, err));
-    return r->rank == 0 ? lead(r, err) : engine_follow(r->engine, err);
+    TRY(r->rank_i == 0 ? lead(r, err) : rank_follow(r->rank, err));
+    if (r->trace == NULL) return STATUS_OK;
+    return trace_write(r->trace, r->world, r->options->trace_file, err);
 }
 
 enum status replica_run(const struct replica_options *options, struct comm *world,
@@ -435,7 +486,7 @@ enum status replica_run(const struct replica_options *options, struct comm *worl
     struct replica r = {
         .options = options,
         .world = world,
-        .rank = comm_rank(world),
+        .rank_i = comm_rank(world),
         .n_ranks = comm_size(world),
     };
     if (r.n_ranks > REPLICA_MAX_RANKS) {

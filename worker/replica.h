@@ -1,8 +1,9 @@
 /* The life of one replica: ranks that come up without a role, tell the coordinator what they have, are
  * given roles and shards, read only then the checkpoint, and serve until stopped.
  *
- * Rank 0 leads: it alone speaks with the coordinator (link.h), schedules and samples (step_loop.h).
- * The others follow its steps (engine.h). A failure on one rank ends all of them with the reason. */
+ * Rank 0 leads: it alone speaks with the coordinator (link.h), schedules and decides (step_loop.h).
+ * The others do what rank.h says: follow its steps, or draft. A failure on one rank ends all of them with
+ * the reason. */
 #pragma once
 #include <stdint.h>
 
@@ -16,6 +17,7 @@ struct replica_options {
     enum backend_isa isa;
     int n_threads;           /* compute threads of each rank */
     int64_t patience_ns;     /* how long to wait for the coordinator */
+    const char *trace_file;  /* written by rank 0 when the replica is stopped; NULL: none */
 };
 
 /* Collective over `world`. Returns OK when the coordinator stopped the replica; otherwise why it

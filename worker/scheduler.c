@@ -6,6 +6,8 @@
 
 struct scheduler {
     struct scheduler_options options;
+    struct spec_policy policy;
+    int n_logit_rows; /* of the plan being made */
     struct request *waiting, **waiting_tail; /* in order of arrival, preempted ones in front */
     int n_waiting;
     struct request **running; /* [max_sequences], oldest first */
@@ -21,6 +23,9 @@ struct scheduler *scheduler_create(const struct scheduler_options *options) {
     CHECK(options->max_sequences > 0 && options->max_step_tokens > options->max_sequences);
     struct scheduler *s = xcalloc(1, sizeof *s);
     s->options = *options;
+    if (s->options.max_logit_rows == 0) s->options.max_logit_rows = options->max_sequences;
+    CHECK(s->options.max_logit_rows >= options->max_sequences);
+    s->policy = (struct spec_policy){.mode = SPEC_PLAIN};
     s->waiting_tail = &s->waiting;
     size_t n = (size_t)options->max_sequences;
     s->running = xcalloc(n, sizeof *s->running);
@@ -159,10 +164,20 @@ void scheduler_forget(struct scheduler *s, struct request *request) {
     request_free(request);
 }
 
+void scheduler_set_policy(struct scheduler *s, const struct spec_policy *policy) {
+    s->policy = *policy;
+}
+
 /* --- planning -------------------------------------------------------------------------------- */
+
+static void drop_candidates(struct request *request) {
+    if (request->spec.n_tail > 0) request->spec.abandon = true;
+    request->spec.n_tail = 0;
+}
 
 static void preempt(struct scheduler *s, struct request *request) {
     unrun(s, request);
+    drop_candidates(request);
     kv_blocks_release(s->options.pool, &request->kv);
     request->n_computed = 0;
     request->n_preemptions++;
@@ -188,32 +203,94 @@ static bool make_room(struct scheduler *s, struct request *request, int n_positi
     return true;
 }
 
-static void plan_rows(struct scheduler *s, struct request *request, int n_rows) {
-    int left = request->n_tokens - request->n_computed;
-    s->plan.items[s->plan.n_items++] = (struct scheduler_item){
-        .request = request,
-        .position = request->n_computed,
-        .n_rows = n_rows,
-        .draws = n_rows == left,
-    };
-    s->plan.n_rows += n_rows;
-    if (left > 1) s->plan.n_prefill_rows += n_rows;
+static int tokens_left(const struct scheduler *s, const struct request *request) {
+    int output = request->max_tokens - (request->n_tokens - request->n_prompt);
+    int context = s->options.max_context - request->n_tokens;
+    return output < context ? output : context;
+}
+
+static int rows_left(const struct scheduler *s) {
+    return s->options.max_step_tokens - s->plan.n_rows;
+}
+
+static void plan_item(struct scheduler *s, struct scheduler_item item) {
+    struct request *request = item.request;
+    s->plan.items[s->plan.n_items++] = item;
+    s->plan.n_rows += item.n_rows;
     if (request->started) return;
     request->started = true;
     s->plan.started[s->plan.n_started++] = request;
 }
 
+/* Prefill: as many of the rows that are left as the budget allows. */
+static void plan_prefill(struct scheduler *s, struct request *request, int n_rows) {
+    int left = request->n_tokens - request->n_computed;
+    bool draws = n_rows == left;
+    if (left > 1) s->plan.n_prefill_rows += n_rows;
+    s->n_logit_rows += draws;
+    plan_item(s, (struct scheduler_item){request, request->n_computed, n_rows, draws, {0}});
+}
+
+static int chunk_of(const struct scheduler *s, const struct request *request) {
+    int left = request->n_tokens - request->n_computed;
+    bool may_draw = s->n_logit_rows < s->options.max_logit_rows;
+    if (left == 1 && !may_draw) return 0;
+    if (!may_draw) left--;
+    return left < rows_left(s) ? left : rows_left(s);
+}
+
+/* The windows that leave every running sequence its rows. */
+static int most_window(const struct scheduler *s) {
+    int rows = s->options.max_logit_rows < s->options.max_step_tokens
+                   ? s->options.max_logit_rows
+                   : s->options.max_step_tokens;
+    int most = s->n_running > 0 ? rows / s->n_running - 1 : 0;
+    return most > SPEC_MAX_WINDOW ? SPEC_MAX_WINDOW : most;
+}
+
+/* Decoding: the rows of the sequence's round. It is a plain one where memory does not reach; nobody is
+ * preempted for candidates. False: the sequence had to go. */
+static bool plan_round(struct scheduler *s, struct request *request, int window, bool any_tails) {
+    struct round_plan round =
+        spec_policy_round(&s->policy, &request->spec.wish, request->spec.n_tail, any_tails, window,
+                          tokens_left(s, request));
+    int logit_rows = s->options.max_logit_rows - s->n_logit_rows;
+    if (round_rows(round) > rows_left(s) || round_rows(round) > logit_rows) {
+        if (rows_left(s) < 1 || logit_rows < 1) return true; /* its turn comes */
+        drop_candidates(request);
+        round = (struct round_plan){0};
+    }
+    int end = request->n_computed + round_rows(round);
+    if (round_rows(round) > 1 && !kv_blocks_extend(s->options.pool, &request->kv, end)) {
+        drop_candidates(request);
+        round = (struct round_plan){0};
+    }
+    if (!make_room(s, request, request->n_computed + round_rows(round))) return false;
+    s->n_logit_rows += round_rows(round);
+    plan_item(s, (struct scheduler_item){request, request->n_computed, round_rows(round), true,
+                                         round});
+    return true;
+}
+
 /* Running sequences, oldest first: those that decode (one row left), or those that prefill. */
 static void plan_running(struct scheduler *s, bool decoding) {
+    bool any_tails = false;
+    for (int i = 0; i < s->n_running; i++) any_tails |= s->running[i]->spec.n_tail > 0;
+    int window = most_window(s);
     for (int i = 0; i < s->n_running; i++) {
         struct request *request = s->running[i];
-        int left = request->n_tokens - request->n_computed;
-        if ((left == 1) != decoding) continue;
-        int budget = s->options.max_step_tokens - s->plan.n_rows;
-        int n_rows = left < budget ? left : budget;
+        if ((request->n_tokens - request->n_computed == 1) != decoding) continue;
+        if (decoding) {
+            if (!plan_round(s, request, window, any_tails)) i--;
+            continue;
+        }
+        int n_rows = chunk_of(s, request);
         if (n_rows == 0) return;
-        if (make_room(s, request, request->n_computed + n_rows)) plan_rows(s, request, n_rows);
-        else i--;
+        if (make_room(s, request, request->n_computed + n_rows)) {
+            plan_prefill(s, request, n_rows);
+        } else {
+            i--;
+        }
     }
 }
 
@@ -246,22 +323,22 @@ static bool admit(struct scheduler *s, struct request *request) {
 
 static void plan_waiting(struct scheduler *s) {
     while (s->waiting != NULL && s->n_running < s->options.max_sequences) {
-        int budget = s->options.max_step_tokens - s->plan.n_rows;
-        if (budget == 0 || !admit(s, s->waiting)) return;
+        if (rows_left(s) == 0 || s->n_logit_rows == s->options.max_logit_rows) return;
+        if (!admit(s, s->waiting)) return;
         struct request *request = unwait(s, &s->waiting);
         request->state = REQUEST_RUNNING;
         s->running[s->n_running++] = request;
-        int left = request->n_tokens - request->n_computed;
-        int n_rows = left < budget ? left : budget;
+        int n_rows = chunk_of(s, request);
         if (!make_room(s, request, request->n_computed + n_rows)) return;
-        plan_rows(s, request, n_rows);
+        plan_prefill(s, request, n_rows);
     }
 }
 
-const struct scheduler_plan *scheduler_plan(struct scheduler *s, int64_t now_ns) {
+struct scheduler_plan *scheduler_plan(struct scheduler *s, int64_t now_ns) {
     for (int i = s->n_reported; i < s->n_ended; i++) s->ended[i - s->n_reported] = s->ended[i];
     s->n_ended -= s->n_reported;
     s->plan.n_items = s->plan.n_rows = s->plan.n_prefill_rows = s->plan.n_started = 0;
+    s->n_logit_rows = 0;
 
     drop(s, now_ns);
     uint64_t preemptions = s->n_preemptions;
@@ -278,19 +355,36 @@ const struct scheduler_plan *scheduler_plan(struct scheduler *s, int64_t now_ns)
 
 /* --- after the pass -------------------------------------------------------------------------- */
 
+void scheduler_made(struct scheduler_item *item, int made) {
+    item->round = round_made(item->round, made);
+    item->n_rows = round_rows(item->round);
+}
+
+/* Candidates' KV is not published: they may fall. */
 void scheduler_computed(struct scheduler *s, const struct scheduler_item *item) {
     struct request *request = item->request;
     request->n_computed = item->position + item->n_rows;
-    kv_blocks_publish(s->options.pool, &request->kv, request->tokens, request->n_computed);
+    int n = request->n_computed < request->n_tokens ? request->n_computed : request->n_tokens;
+    kv_blocks_publish(s->options.pool, &request->kv, request->tokens, n);
+}
+
+void scheduler_reserve(struct request *request, int n_tokens) {
+    if (n_tokens <= request->token_capacity) return;
+    request->token_capacity = 2 * n_tokens;
+    request->tokens =
+        xrealloc(request->tokens, (size_t)request->token_capacity * sizeof *request->tokens);
 }
 
 static void append(struct request *request, int32_t token) {
-    if (request->n_tokens == request->token_capacity) {
-        request->token_capacity = 2 * request->n_tokens;
-        request->tokens =
-            xrealloc(request->tokens, (size_t)request->token_capacity * sizeof *request->tokens);
-    }
+    scheduler_reserve(request, request->n_tokens + 1);
     request->tokens[request->n_tokens++] = token;
+}
+
+void scheduler_settle(struct scheduler *s, struct request *request, int n_tail) {
+    CHECK(request->state == REQUEST_RUNNING && request->n_computed >= request->n_tokens - 1);
+    request->spec.n_tail = n_tail;
+    request->n_computed = request->n_tokens - 1;
+    kv_blocks_truncate(s->options.pool, &request->kv, request->n_computed);
 }
 
 static enum finish_reason reason_to_finish(const struct scheduler *s,
@@ -307,7 +401,7 @@ static enum finish_reason reason_to_finish(const struct scheduler *s,
 }
 
 enum finish_reason scheduler_commit(struct scheduler *s, struct request *request, int32_t token) {
-    CHECK(request->state == REQUEST_RUNNING && request->n_computed == request->n_tokens);
+    CHECK(request->state == REQUEST_RUNNING && request->n_computed >= request->n_tokens);
     append(request, token);
     enum finish_reason reason = reason_to_finish(s, request, token);
     if (reason == FINISH_NONE) return reason;

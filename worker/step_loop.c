@@ -5,6 +5,7 @@
 
 #include "common/clock.h"
 #include "worker/scheduler.h"
+#include "worker/spec/speculation.h"
 
 static_assert((int)FINISH_REFUSED == (int)TANDEM__V1__FINISH_REASON__FINISH_REFUSED, "one list");
 static_assert((int)KV_BLOCK == (int)BACKEND_KV_BLOCK, "one block size");
@@ -12,18 +13,22 @@ static_assert((int)KV_BLOCK == (int)BACKEND_KV_BLOCK, "one block size");
 /* Columns of the last step. Sized once for the most that a step can bring; only what a step may bring
  * without bound (finished requests that were waiting) grows. */
 struct columns {
-    uint64_t *keys;       /* [max_sequences] one token each */
-    uint32_t *token_counts;
-    int32_t *tokens;
-    size_t n;
+    uint64_t *keys; /* [max_sequences] */
+    uint32_t *token_counts, *accepted_counts;
+    size_t n_keys;
+    int32_t *tokens; /* [max_tokens] */
+    size_t n_tokens;
     uint64_t *finished_keys;
     uint32_t *finish_reasons, *cached_tokens;
+    Tandem__V1__SpecReport *reports;
+    Tandem__V1__SpecReport **report_rows;
+    uint32_t (*histograms)[SPEC_MAX_WINDOW + 1];
     size_t n_finished, finished_capacity;
     uint64_t *started_keys; /* [max_sequences] */
     size_t n_started;
-    float *logprobs; /* [max_sequences] */
+    float *logprobs; /* [max_tokens] */
     uint32_t *n_top;
-    int32_t *top_ids; /* [max_sequences * SAMPLE_MAX_LOGPROBS] */
+    int32_t *top_ids; /* [max_tokens * SAMPLE_MAX_LOGPROBS] */
     float *top_logprobs;
     size_t n_logprobs, n_top_entries;
 };
@@ -32,37 +37,79 @@ struct step_loop {
     struct step_loop_options options;
     struct kv_blocks *pool;
     struct scheduler *scheduler;
+    struct speculation *speculation; /* NULL: no drafter */
     /* The batch of the step. */
     int32_t *tokens;                  /* [max_step_tokens] */
     struct backend_segment *segments; /* [max_sequences] */
-    int32_t *logit_rows;              /* [max_sequences] */
+    int32_t *logit_rows;              /* [max_logit_rows] */
+    float *p, *q, *raw;               /* [vocab] sampling rule `rejection`; NULL: `coupled` */
     struct columns columns;
+    Tandem__V1__SpecStats spec_stats;
+    Tandem__V1__Policy spec_policy;
     int n_rows, n_prefill_rows;
     bool told_idle; /* the stats of an empty replica have been told */
     int64_t step_ns;
 };
 
+static void columns_create(struct columns *c, size_t n, size_t max_tokens) {
+    c->keys = xcalloc(n, sizeof *c->keys);
+    c->token_counts = xcalloc(n, sizeof *c->token_counts);
+    c->accepted_counts = xcalloc(n, sizeof *c->accepted_counts);
+    c->tokens = xcalloc(max_tokens, sizeof *c->tokens);
+    c->started_keys = xcalloc(n, sizeof *c->started_keys);
+    c->logprobs = xcalloc(max_tokens, sizeof *c->logprobs);
+    c->n_top = xcalloc(max_tokens, sizeof *c->n_top);
+    c->top_ids = xcalloc(max_tokens * SAMPLE_MAX_LOGPROBS, sizeof *c->top_ids);
+    c->top_logprobs = xcalloc(max_tokens * SAMPLE_MAX_LOGPROBS, sizeof *c->top_logprobs);
+}
+
+static void columns_destroy(struct columns *c) {
+    void *memory[] = {c->keys,           c->token_counts,  c->accepted_counts, c->tokens,
+                      c->finished_keys,  c->finish_reasons, c->cached_tokens,  c->reports,
+                      c->report_rows,    c->histograms,    c->started_keys,    c->logprobs,
+                      c->n_top,          c->top_ids,       c->top_logprobs};
+    for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) free(memory[i]);
+}
+
+static void create_speculation(struct step_loop *loop) {
+    const struct step_loop_options *options = &loop->options;
+    struct speculation_options speculation = {
+        .drafter = options->drafter,
+        .remote = options->drafter_remote,
+        .handoff_ns = options->handoff_ns,
+        .max_sequences = options->max_sequences,
+        .max_window = options->max_window,
+        .trace = options->trace,
+    };
+    loop->speculation = speculation_create(&speculation);
+    if (options->rule != SAMPLING_REJECTION) return;
+    size_t vocab = (size_t)options->config->vocab;
+    loop->p = xcalloc(vocab, sizeof *loop->p);
+    loop->q = xcalloc(vocab, sizeof *loop->q);
+    loop->raw = xcalloc(vocab, sizeof *loop->raw);
+}
+
 struct step_loop *step_loop_create(const struct step_loop_options *options) {
     struct step_loop *loop = xcalloc(1, sizeof *loop);
     loop->options = *options;
     loop->told_idle = true;
+    if (loop->options.max_logit_rows == 0) loop->options.max_logit_rows = options->max_sequences;
     loop->pool = kv_blocks_create(options->n_blocks, options->prefix_cache);
-    struct scheduler_options scheduler = {loop->pool, options->n_blocks, options->max_sequences,
-                                          options->max_step_tokens, options->max_context};
+    struct scheduler_options scheduler = {
+        .pool = loop->pool,
+        .n_blocks = options->n_blocks,
+        .max_sequences = options->max_sequences,
+        .max_step_tokens = options->max_step_tokens,
+        .max_context = options->max_context,
+        .max_logit_rows = loop->options.max_logit_rows,
+    };
     loop->scheduler = scheduler_create(&scheduler);
-    size_t n = (size_t)options->max_sequences;
+    size_t n = (size_t)options->max_sequences, n_logit_rows = (size_t)loop->options.max_logit_rows;
     loop->tokens = xcalloc((size_t)options->max_step_tokens, sizeof *loop->tokens);
     loop->segments = xcalloc(n, sizeof *loop->segments);
-    loop->logit_rows = xcalloc(n, sizeof *loop->logit_rows);
-    struct columns *c = &loop->columns;
-    c->keys = xcalloc(n, sizeof *c->keys);
-    c->token_counts = xcalloc(n, sizeof *c->token_counts);
-    c->tokens = xcalloc(n, sizeof *c->tokens);
-    c->started_keys = xcalloc(n, sizeof *c->started_keys);
-    c->logprobs = xcalloc(n, sizeof *c->logprobs);
-    c->n_top = xcalloc(n, sizeof *c->n_top);
-    c->top_ids = xcalloc(n * SAMPLE_MAX_LOGPROBS, sizeof *c->top_ids);
-    c->top_logprobs = xcalloc(n * SAMPLE_MAX_LOGPROBS, sizeof *c->top_logprobs);
+    loop->logit_rows = xcalloc(n_logit_rows, sizeof *loop->logit_rows);
+    columns_create(&loop->columns, n, n_logit_rows);
+    if (options->drafter != NULL) create_speculation(loop);
     return loop;
 }
 
@@ -70,15 +117,19 @@ void step_loop_destroy(struct step_loop *loop) {
     if (loop == NULL) return;
     scheduler_destroy(loop->scheduler);
     kv_blocks_destroy(loop->pool);
-    free(loop->tokens);
-    free(loop->segments);
-    free(loop->logit_rows);
-    struct columns *c = &loop->columns;
-    void *memory[] = {c->keys,          c->token_counts,     c->tokens,   c->finished_keys,
-                      c->finish_reasons, c->cached_tokens, c->started_keys, c->logprobs,
-                      c->n_top,         c->top_ids,      c->top_logprobs};
+    speculation_destroy(loop->speculation);
+    columns_destroy(&loop->columns);
+    void *memory[] = {loop->tokens, loop->segments, loop->logit_rows,
+                      loop->p,      loop->q,        loop->raw};
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) free(memory[i]);
     free(loop);
+}
+
+void step_loop_set_policy(struct step_loop *loop, const struct spec_policy *policy) {
+    if (loop->speculation == NULL) return;
+    struct spec_policy fit = speculation_fit(loop->speculation, policy);
+    speculation_set_policy(loop->speculation, &fit);
+    scheduler_set_policy(loop->scheduler, &fit);
 }
 
 /* --- requests -------------------------------------------------------------------------------- */
@@ -91,6 +142,18 @@ static void copy_stop_ids(struct request *out, const struct step_request *in,
     for (int i = 0; i < in->n_stop_token_ids; i++) {
         out->stop_ids[out->n_stop_ids++] = in->stop_token_ids[i];
     }
+}
+
+/* What the request asks for, as this replica can run it. */
+static struct spec_wish wish_of(const struct step_loop *loop, const struct spec_wish *in) {
+    struct spec_wish wish = *in;
+    if (loop->speculation == NULL) {
+        wish.mode = SPEC_PLAIN;
+    } else if (wish.mode >= 0) {
+        struct spec_policy policy = {.mode = (enum spec_mode)wish.mode, .window = 1};
+        wish.mode = speculation_fit(loop->speculation, &policy).mode;
+    }
+    return wish;
 }
 
 void step_loop_submit(struct step_loop *loop, const struct step_request *in) {
@@ -111,6 +174,8 @@ void step_loop_submit(struct step_loop *loop, const struct step_request *in) {
     request->max_tokens = in->max_tokens;
     request->min_tokens = in->min_tokens;
     request->deadline_ns = in->deadline_ns;
+    request->spec.slot = -1;
+    request->spec.wish = wish_of(loop, &in->wish);
     scheduler_submit(loop->scheduler, request);
 }
 
@@ -125,29 +190,41 @@ bool step_loop_idle(const struct step_loop *loop) {
 /* --- columns --------------------------------------------------------------------------------- */
 
 static void clear_columns(struct columns *c) {
-    c->n = c->n_finished = c->n_started = c->n_logprobs = c->n_top_entries = 0;
+    c->n_keys = c->n_tokens = c->n_finished = c->n_started = c->n_logprobs = c->n_top_entries = 0;
+}
+
+static void grow_finished(struct columns *c) {
+    c->finished_capacity = c->finished_capacity ? 2 * c->finished_capacity : 64;
+    size_t n = c->finished_capacity;
+    c->finished_keys = xrealloc(c->finished_keys, n * sizeof *c->finished_keys);
+    c->finish_reasons = xrealloc(c->finish_reasons, n * sizeof *c->finish_reasons);
+    c->cached_tokens = xrealloc(c->cached_tokens, n * sizeof *c->cached_tokens);
+    c->reports = xrealloc(c->reports, n * sizeof *c->reports);
+    c->report_rows = xrealloc(c->report_rows, n * sizeof *c->report_rows);
+    c->histograms = xrealloc(c->histograms, n * sizeof *c->histograms);
 }
 
 static void add_finished(struct columns *c, const struct request *request) {
-    if (c->n_finished == c->finished_capacity) {
-        c->finished_capacity = c->finished_capacity ? 2 * c->finished_capacity : 64;
-        size_t n = c->finished_capacity;
-        c->finished_keys = xrealloc(c->finished_keys, n * sizeof *c->finished_keys);
-        c->finish_reasons = xrealloc(c->finish_reasons, n * sizeof *c->finish_reasons);
-        c->cached_tokens = xrealloc(c->cached_tokens, n * sizeof *c->cached_tokens);
-    }
+    if (c->n_finished == c->finished_capacity) grow_finished(c);
     c->finished_keys[c->n_finished] = request->key;
     c->finish_reasons[c->n_finished] = (uint32_t)request->reason;
     c->cached_tokens[c->n_finished] = (uint32_t)request->n_cached;
+    speculation_report(request, &c->reports[c->n_finished]);
+    memcpy(c->histograms[c->n_finished], request->spec.histogram, sizeof *c->histograms);
     c->n_finished++;
 }
 
+static void begin_key(struct columns *c, const struct request *request) {
+    c->keys[c->n_keys] = request->key;
+    c->token_counts[c->n_keys] = c->accepted_counts[c->n_keys] = 0;
+    c->n_keys++;
+}
+
+/* One more token of the last key. */
 static void add_token(struct columns *c, const struct request *request,
                       const struct sample_result *result) {
-    c->keys[c->n] = request->key;
-    c->token_counts[c->n] = 1;
-    c->tokens[c->n] = result->token;
-    c->n++;
+    c->token_counts[c->n_keys - 1]++;
+    c->tokens[c->n_tokens++] = result->token;
     if (request->sampling.n_logprobs < 0) return;
     c->logprobs[c->n_logprobs] = result->logprob;
     c->n_top[c->n_logprobs] = (uint32_t)result->n_top;
@@ -161,15 +238,23 @@ static void add_token(struct columns *c, const struct request *request,
 
 /* --- the step -------------------------------------------------------------------------------- */
 
+static void finish_request(struct step_loop *loop, struct request *request) {
+    add_finished(&loop->columns, request);
+    if (loop->speculation != NULL) speculation_end(loop->speculation, request);
+    scheduler_forget(loop->scheduler, request);
+}
+
 static void report_ends(struct step_loop *loop, const struct scheduler_plan *plan) {
+    for (int i = 0; i < plan->n_ended; i++) finish_request(loop, plan->ended[i]);
     struct columns *c = &loop->columns;
-    for (int i = 0; i < plan->n_ended; i++) {
-        add_finished(c, plan->ended[i]);
-        scheduler_forget(loop->scheduler, plan->ended[i]);
-    }
     for (int i = 0; i < plan->n_started; i++) {
         c->started_keys[c->n_started++] = plan->started[i]->key;
     }
+}
+
+/* A sequence that decodes wants the logits of all its rows, one that prefills those of the last. */
+static int first_logit_row(const struct scheduler_item *item) {
+    return round_rows(item->round) == item->n_rows ? 0 : item->n_rows - 1;
 }
 
 static struct transformer_batch build_batch(struct step_loop *loop,
@@ -181,67 +266,154 @@ static struct transformer_batch build_batch(struct step_loop *loop,
                (size_t)item->n_rows * sizeof *loop->tokens);
         loop->segments[i] = (struct backend_segment){row, item->n_rows, item->position,
                                                      item->request->kv.blocks};
+        for (int r = first_logit_row(item); r < item->n_rows && item->draws; r++) {
+            loop->logit_rows[n_logit_rows++] = row + r;
+        }
         row += item->n_rows;
-        if (item->draws) loop->logit_rows[n_logit_rows++] = row - 1;
     }
-    return (struct transformer_batch){loop->tokens,  row,
-                                      loop->segments, plan->n_items,
-                                      loop->logit_rows, n_logit_rows};
+    return (struct transformer_batch){.tokens = loop->tokens,
+                                      .n_rows = row,
+                                      .segments = loop->segments,
+                                      .n_segments = plan->n_items,
+                                      .logit_rows = loop->logit_rows,
+                                      .n_logit_rows = n_logit_rows};
 }
 
-/* The token that follows the request's last one. */
-static struct sample_result draw(struct step_loop *loop, const struct request *request,
-                                 float *logits) {
+/* End tokens are banned before min_tokens. */
+static struct sample_params params_of(const struct request *request) {
     struct sample_params params = request->sampling;
     if (request->n_tokens - request->n_prompt < request->min_tokens) {
         params.banned = request->stop_ids;
         params.n_banned = request->n_stop_ids;
     }
+    return params;
+}
+
+/* The target's own token behind the request's last one. */
+static struct sample_result draw(struct step_loop *loop, const struct request *request,
+                                 float *logits) {
+    struct sample_params params = params_of(request);
     struct sample_result result;
     backend_sample(loop->options.backend, &result, logits, loop->options.config->vocab, &params,
                    request->tokens, request->n_prompt, request->n_tokens, request->n_tokens);
     return result;
 }
 
-static void settle(struct step_loop *loop, const struct scheduler_plan *plan, float *logits) {
+/* Sampling rule `rejection`: the candidate, or what replaces it. */
+static enum status draw_by_rejection(struct step_loop *loop, struct sample_result *out,
+                                     const struct request *request, int32_t token, float q,
+                                     float *logits, struct error *err) {
+    int vocab = loop->options.config->vocab, position = request->n_tokens;
+    struct sample_params params = params_of(request);
+    memcpy(loop->raw, logits, (size_t)vocab * sizeof *logits);
+    backend_distribution(loop->options.backend, loop->p, logits, vocab, &params, request->tokens,
+                         request->n_prompt, request->n_tokens);
+    if (!accept_by_rejection(loop->p[token], q, params.seed, position)) {
+        memset(loop->q, 0, (size_t)vocab * sizeof *loop->q);
+        TRY(speculation_distribution(loop->speculation, loop->q, request, position, err));
+        token = accept_residual(loop->p, loop->q, vocab, params.seed, position);
+    }
+    out->token = token;
+    if (params.n_logprobs < 0) return STATUS_OK;
+    backend_logprobs(loop->options.backend, out, loop->raw, vocab, params.n_logprobs, token);
+    return STATUS_OK;
+}
+
+/* Walks along the candidates while they are what the target wants; commits them and one token of the
+ * target's own, until the round or the request ends. */
+static enum status judge(struct step_loop *loop, const struct scheduler_item *item, float *logits,
+                         struct error *err) {
+    struct request *request = item->request;
+    size_t vocab = (size_t)loop->options.config->vocab;
+    int judged = round_judged(item->round), accepted = 0;
+    begin_key(&loop->columns, request);
+    for (int row = 0; row < round_rows(item->round); row++) {
+        int32_t candidate = row < judged ? request->tokens[request->n_tokens] : -1;
+        struct sample_result result;
+        if (row < judged && loop->options.rule == SAMPLING_REJECTION) {
+            TRY(draw_by_rejection(loop, &result, request, candidate,
+                                  request->spec.candidates[row].q, logits + (size_t)row * vocab,
+                                  err));
+        } else {
+            result = draw(loop, request, logits + (size_t)row * vocab);
+        }
+        bool holds = row < judged && result.token == candidate;
+        accepted += holds;
+        loop->columns.accepted_counts[loop->columns.n_keys - 1] = (uint32_t)accepted;
+        add_token(&loop->columns, request, &result);
+        enum finish_reason reason = scheduler_commit(loop->scheduler, request, result.token);
+        if (reason != FINISH_NONE) {
+            request->reason = reason;
+            if (loop->speculation != NULL) {
+                speculation_settle(loop->speculation, item, accepted, holds);
+            }
+            finish_request(loop, request);
+            return STATUS_OK;
+        }
+        if (!holds) break;
+    }
+    int n_tail = 0;
+    if (loop->speculation != NULL) {
+        n_tail = speculation_settle(loop->speculation, item, accepted, false);
+    }
+    scheduler_settle(loop->scheduler, request, n_tail);
+    return STATUS_OK;
+}
+
+static enum status settle(struct step_loop *loop, const struct scheduler_plan *plan, float *logits,
+                          struct error *err) {
     size_t vocab = (size_t)loop->options.config->vocab;
     for (int i = 0; i < plan->n_items; i++) {
         const struct scheduler_item *item = &plan->items[i];
-        struct request *request = item->request;
         scheduler_computed(loop->scheduler, item);
         if (!item->draws) continue;
-        struct sample_result result = draw(loop, request, logits);
-        logits += vocab;
-        enum finish_reason reason = scheduler_commit(loop->scheduler, request, result.token);
-        add_token(&loop->columns, request, &result);
-        if (reason == FINISH_NONE) continue;
-        request->reason = reason;
-        add_finished(&loop->columns, request);
-        scheduler_forget(loop->scheduler, request);
+        TRY(judge(loop, item, logits, err));
+        logits += (size_t)(item->n_rows - first_logit_row(item)) * vocab;
     }
+    return STATUS_OK;
+}
+
+static enum status compute(struct step_loop *loop, struct scheduler_plan *plan, int64_t now_ns,
+                           struct error *err) {
+    if (loop->speculation != NULL) TRY(speculation_start(loop->speculation, plan, now_ns, err));
+    struct transformer_batch batch = build_batch(loop, plan);
+    float *logits;
+    int64_t start = clock_now_ns();
+    TRY(engine_forward(loop->options.engine, ENGINE_TARGET, &batch, &logits, err));
+    int64_t pass_ns = clock_now_ns() - start;
+    if (loop->speculation != NULL) TRY(speculation_finish(loop->speculation, plan, pass_ns, err));
+    return settle(loop, plan, logits, err);
 }
 
 enum status step_loop_step(struct step_loop *loop, int64_t now_ns, struct error *err) {
     int64_t start = clock_now_ns();
     clear_columns(&loop->columns);
-    const struct scheduler_plan *plan = scheduler_plan(loop->scheduler, now_ns);
+    struct scheduler_plan *plan = scheduler_plan(loop->scheduler, now_ns);
     report_ends(loop, plan);
     loop->n_rows = plan->n_rows;
     loop->n_prefill_rows = plan->n_prefill_rows;
-    if (plan->n_items > 0) {
-        struct transformer_batch batch = build_batch(loop, plan);
-        float *logits;
-        TRY(engine_forward(loop->options.engine, &batch, &logits, err));
-        settle(loop, plan, logits);
-    }
+    if (plan->n_items > 0) TRY(compute(loop, plan, now_ns, err));
     loop->told_idle = scheduler_idle(loop->scheduler);
     loop->step_ns = clock_now_ns() - start;
+    if (loop->speculation != NULL) {
+        speculation_note_step(loop->speculation, (int)loop->columns.n_tokens, loop->step_ns);
+    }
     return STATUS_OK;
 }
 
-void step_loop_describe(const struct step_loop *loop, Tandem__V1__Step *step,
+/* The reports' addresses may have moved while they were gathered. */
+static void describe_reports(struct columns *c, Tandem__V1__Step *step) {
+    for (size_t i = 0; i < c->n_finished; i++) {
+        c->reports[i].histogram = c->histograms[i];
+        c->report_rows[i] = &c->reports[i];
+    }
+    step->spec_reports = c->report_rows;
+    step->n_spec_reports = c->n_finished;
+}
+
+void step_loop_describe(struct step_loop *loop, Tandem__V1__Step *step,
                         Tandem__V1__StepStats *stats) {
-    const struct columns *c = &loop->columns;
+    struct columns *c = &loop->columns;
     struct kv_blocks_stats kv = kv_blocks_stats(loop->pool);
     tandem__v1__step_stats__init(stats);
     stats->running = (uint32_t)scheduler_n_running(loop->scheduler);
@@ -258,7 +430,15 @@ void step_loop_describe(const struct step_loop *loop, Tandem__V1__Step *step,
     step->keys = c->keys;
     step->token_counts = c->token_counts;
     step->tokens = c->tokens;
-    step->n_keys = step->n_token_counts = step->n_tokens = c->n;
+    step->n_keys = step->n_token_counts = c->n_keys;
+    step->n_tokens = c->n_tokens;
+    if (loop->speculation != NULL) {
+        step->accepted_counts = c->accepted_counts;
+        step->n_accepted_counts = c->n_keys;
+        describe_reports(c, step);
+        speculation_describe(loop->speculation, &loop->spec_stats, &loop->spec_policy);
+        stats->spec = &loop->spec_stats;
+    }
     step->finished_keys = c->finished_keys;
     step->finish_reasons = c->finish_reasons;
     step->cached_tokens = c->cached_tokens;

@@ -1,6 +1,7 @@
-/* The leader's step: what runs now (scheduler.h, kv_blocks.h), one forward pass of the group
- * (engine.h), the draw of every token (backend_sample), and what came of it. Knows no network: requests
- * come in by calls, results go out as columns. Used by replica.c, by tests and by the bench.
+/* The leader's step: what runs now (scheduler.h, kv_blocks.h), what is drafted for it
+ * (spec/speculation.h), one forward pass of the group (engine.h), the target's own token at every place and
+ * the verdict over the drafted ones, and what came of it. Knows no network: requests come in by calls,
+ * results go out as columns. Used by replica.c, by tests and by the bench.
  *
  * Owned and called by rank 0's compute thread. */
 #pragma once
@@ -10,9 +11,13 @@
 #include "kernels/backend.h"
 #include "model/config.h"
 #include "tandem/v1/replica.pb-c.h"
+#include "worker/draft/drafter.h"
 #include "worker/engine.h"
+#include "worker/spec/accept.h"
+#include "worker/spec/policy.h"
 
 struct step_loop;
+struct trace;
 
 struct step_loop_options {
     struct engine *engine;   /* borrowed */
@@ -23,6 +28,14 @@ struct step_loop_options {
     int max_step_tokens; /* token budget of a step */
     int max_context;     /* positions of one sequence, at most the model's */
     bool prefix_cache;
+    int max_logit_rows;  /* of a step; 0: max_sequences */
+    /* Speculation; all zero: none. */
+    struct drafter *drafter; /* borrowed */
+    bool drafter_remote;     /* on ranks of its own */
+    int64_t handoff_ns;
+    int max_window;
+    enum sampling_rule rule;
+    struct trace *trace; /* borrowed; NULL: none */
 };
 
 struct step_loop *step_loop_create(const struct step_loop_options *options);
@@ -43,7 +56,12 @@ struct step_request {
     int max_tokens; /* >= 1; the context limit ends a sequence as well */
     int min_tokens;
     int64_t deadline_ns; /* on clock_now_ns's clock; 0: none */
+    struct spec_wish wish; /* mode -1: the policy's */
 };
+
+/* In force from the next step on, as far as this replica can run it (speculation_fit). Without a drafter
+ * nothing changes. */
+void step_loop_set_policy(struct step_loop *loop, const struct spec_policy *policy);
 
 /* A request that can never run (longer than the context, more KV than there is) is finished with
  * FINISH_REFUSED in the next step. */
@@ -61,5 +79,5 @@ enum status step_loop_step(struct step_loop *loop, int64_t now_ns, struct error 
 
 /* What the last step brought, as the coordinator is told it. Both structs are filled with pointers
  * that stay valid until the next step. */
-void step_loop_describe(const struct step_loop *loop, Tandem__V1__Step *step,
+void step_loop_describe(struct step_loop *loop, Tandem__V1__Step *step,
                         Tandem__V1__StepStats *stats);

@@ -4,6 +4,7 @@
  * Collective over the group: every rank calls transformer_forward with the same batch. Owned and
  * called by the rank's compute thread. */
 #pragma once
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "common/error.h"
@@ -23,6 +24,9 @@ struct transformer_options {
     int max_rows;        /* rows of one forward pass */
     int max_logit_rows;  /* of which logits can be asked */
     int max_context;     /* positions the rope table covers */
+    bool layer_owner;    /* attention of a decoder layer lives whole on one rank, its owner (EasySpec);
+                            false: every layer is tensor-parallel */
+    int max_layer_width; /* of any pass; 0 or 1: exact passes only */
     /* Called while weights load; bytes are this rank's packed weights. May be NULL. */
     void (*progress)(void *user, size_t bytes_done, size_t bytes_total);
     void *progress_user;
@@ -41,6 +45,7 @@ struct transformer_batch {
     int n_segments;
     const int32_t *logit_rows; /* rows whose logits are wanted, increasing */
     int n_logit_rows;
+    int layer_width; /* layers whose attention runs at once on one stale input; 0 or 1: exact */
 };
 
 /* Writes the KV of all rows and computes the wanted logits. On rank 0 *logits is

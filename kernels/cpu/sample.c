@@ -270,20 +270,26 @@ static void consider_all(struct draw *draw, int vocab) {
     }
 }
 
+/* Relative to the largest: a tiny temperature then cannot overflow to infinity minus infinity. */
+static void divide_by_temperature(float *logits, int vocab, float largest, float temperature) {
+    for (int v = 0; v < vocab; v++) logits[v] = (logits[v] - largest) / temperature;
+}
+
+static bool filters(const struct sample_params *params) {
+    return params->min_p > 0 || params->top_k > 0 || params->top_p < 1;
+}
+
 static int32_t draw_token(struct backend *backend, float *logits, int vocab,
                           const struct sample_params *params, int64_t position) {
     int32_t likeliest = argmax(backend, logits, vocab);
     if (params->temperature == 0 || !isfinite(logits[likeliest])) return likeliest;
-    /* Relative to the largest: a tiny temperature then cannot overflow to infinity minus infinity. */
-    float largest = logits[likeliest];
-    for (int v = 0; v < vocab; v++) logits[v] = (logits[v] - largest) / params->temperature;
+    divide_by_temperature(logits, vocab, logits[likeliest], params->temperature);
 
     float bounds[BOUND_STEPS];
     fill_bounds(bounds);
     struct draw draw = {logits, params->seed, position, bounds, likeliest, -INFINITY};
     consider_one(&draw, likeliest);
-    bool filtered = params->min_p > 0 || params->top_k > 0 || params->top_p < 1;
-    if (!filtered) {
+    if (!filters(params)) {
         consider_all(&draw, vocab);
         return draw.token;
     }
@@ -311,4 +317,38 @@ void backend_sample(struct backend *backend, struct sample_result *out, float *l
     apply_changes(backend, logits, vocab, params, history, n_prompt, n_history);
     out->token = draw_token(backend, logits, vocab, params, position);
     out->logprob = wants_logprob ? logprob_of(raw[out->token], total) : 0;
+}
+
+void backend_logprobs(struct backend *backend, struct sample_result *out, const float *logits,
+                      int vocab, int n_top, int32_t token) {
+    (void)backend;
+    float total = log_sum_exp(logits, vocab);
+    take_top(out, logits, vocab, n_top < vocab ? n_top : vocab, total);
+    out->token = token;
+    out->logprob = logprob_of(logits[token], total);
+}
+
+void backend_distribution(struct backend *backend, float *out, float *logits, int vocab,
+                          const struct sample_params *params, const int32_t *history, int n_prompt,
+                          int n_history) {
+    apply_changes(backend, logits, vocab, params, history, n_prompt, n_history);
+    memset(out, 0, (size_t)vocab * sizeof *out);
+    int32_t likeliest = argmax(backend, logits, vocab);
+    if (params->temperature == 0 || !isfinite(logits[likeliest])) {
+        out[likeliest] = 1;
+        return;
+    }
+    divide_by_temperature(logits, vocab, logits[likeliest], params->temperature);
+    scratch_of(backend, vocab);
+    int32_t *ids = backend->sample_order;
+    int n = vocab;
+    if (filters(params)) n = filter(ids, logits, logits[likeliest], vocab, params);
+    else for (int32_t v = 0; v < vocab; v++) ids[v] = v;
+    double sum = 0;
+    for (int i = 0; i < n; i++) {
+        float logit = logits[ids[i]];
+        out[ids[i]] = logit == logit ? gumbel_exp(logit) : 0;
+        sum += (double)out[ids[i]];
+    }
+    for (int i = 0; i < n; i++) out[ids[i]] = (float)((double)out[ids[i]] / sum);
 }

@@ -117,9 +117,9 @@ static void check_neighbours(enum backend_isa isa) {
             if (mine) tokens[row] = next;
             row += n;
         }
-        struct transformer_batch batch = {tokens, row, segments, n_segments, &my_row, 1};
+        struct transformer_batch batch = {tokens, row, segments, n_segments, &my_row, 1, 0};
         float *logits;
-        cr_assert(engine_forward(local_group_engine(group), &batch, &logits, &err) == STATUS_OK, "%s", err.text);
+        cr_assert(engine_forward(local_group_engine(group), ENGINE_TARGET, &batch, &logits, &err) == STATUS_OK, "%s", err.text);
         cr_assert(memcmp(alone, logits, vocab * sizeof *alone) == 0, "%d neighbours", n_others);
     }
     free(alone);

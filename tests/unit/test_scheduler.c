@@ -56,7 +56,7 @@ static void simulation_init(struct simulation *s, int n_blocks, int max_sequence
     memset(s, 0, sizeof *s);
     s->pool = kv_blocks_create(n_blocks, prefix_cache);
     s->options = (struct scheduler_options){s->pool, n_blocks, max_sequences, max_step_tokens,
-                                            max_context};
+                                            max_context, 0};
     s->scheduler = scheduler_create(&s->options);
 }
 

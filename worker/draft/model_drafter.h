@@ -1,0 +1,34 @@
+/* A draft model as drafter: its own paged KV and prefix cache over an engine, prompts in chunks,
+ * rollback by truncation, and three numbers for each sequence: committed, exact and present positions.
+ *
+ * Layer-parallel steps (EasySpec, arXiv 2502.02493; speculation.md 3) leave KV that is only nearly right
+ * ("fuzzy": present, not exact). The first pass of a round is exact and begins behind the last exact
+ * position, so fuzzy KV never outlives a round: that is the bonus calibration, and its logits are
+ * the round's first token, which therefore is never a fuzzy one. */
+#pragma once
+#include "kernels/backend.h"
+#include "model/config.h"
+#include "worker/draft/drafter.h"
+#include "worker/engine.h"
+
+struct model_drafter_options {
+    struct engine *engine;   /* borrowed; holds ENGINE_DRAFT */
+    struct backend *backend; /* borrowed: draws tokens */
+    struct trace *trace;     /* borrowed; NULL: none */
+    int vocab;               /* ids from here on are never drafted */
+    int stride;              /* logits of a row: the draft's vocabulary */
+    int n_blocks;
+    int max_sequences;
+    int max_rows; /* of one pass */
+    bool prefix_cache;
+    bool keeps_distributions; /* for sampling rule `rejection` */
+};
+
+struct drafter *model_drafter_create(const struct model_drafter_options *options);
+
+/* In the slack behind an answer: makes the KV of everything drafted exact, which also brings the next
+ * round's first token should everything hold. Only after a collect of all. */
+enum status model_drafter_calibrate(struct drafter *drafter, int64_t *took_ns,
+                                    struct error *err);
+/* Whether the last round left fuzzy KV behind. */
+bool model_drafter_is_fuzzy(const struct drafter *drafter);

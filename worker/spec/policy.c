@@ -1,0 +1,23 @@
+#include "worker/spec/policy.h"
+
+static int least(int a, int b) {
+    return a < b ? a : b;
+}
+
+enum spec_mode spec_policy_mode(const struct spec_policy *policy, const struct spec_wish *wish) {
+    return wish->mode >= 0 ? (enum spec_mode)wish->mode : policy->mode;
+}
+
+struct round_plan spec_policy_round(const struct spec_policy *policy, const struct spec_wish *wish,
+                                    int tail, bool any_tails, int most, int limit) {
+    enum spec_mode mode = spec_policy_mode(policy, wish);
+    int window = least(policy->window, most);
+    if (wish->max_window > 0) window = least(window, wish->max_window);
+    if (mode == SPEC_PLAIN) window = 0;
+    if (spec_mode_overlapped(mode)) {
+        return round_plan(tail, window, any_tails ? 0 : policy->delay, limit);
+    }
+    /* A serial round leaves no tail; one that an overlapped round left is judged first. */
+    if (tail > 0) window = 0;
+    return round_plan(tail, window, window, limit);
+}
