@@ -35,7 +35,8 @@ PURE = [
     "common/gumbel.h", "common/philox.h", "model/footprint", "model/shard", "model/rope",
     "worker/scheduler", "worker/kv_blocks", "worker/capacity", "worker/spec/",
     "coordinator/admission", "coordinator/router", "coordinator/placement", "coordinator/stream",
-    "coordinator/params", "coordinator/fleet", "coordinator/policy",
+    "coordinator/params", "coordinator/fleet", "coordinator/policy", "coordinator/speed_model",
+    "coordinator/planner",
 ]
 # Under TILE_EMULATION, which only tests define, the kernel takes its tiles from plain C.
 ALLOWED = {("kernels/cpu/tile.h", "tests/reference/tile_emulation.h")}
