@@ -31,7 +31,7 @@ struct candidate {
     bool fuzzy; /* of a layer-parallel step */
 };
 
-/* What speculation remembers of a request (worker/spec/speculation.h keeps it). */
+/* What speculation remembers of a request (worker/speculation.h keeps it). */
 struct request_spec {
     struct spec_wish wish;
     int n_tail; /* unjudged candidates behind the committed tokens, in `tokens` as well */

@@ -5,7 +5,7 @@
 
 #include "common/clock.h"
 #include "worker/scheduler.h"
-#include "worker/spec/speculation.h"
+#include "worker/speculation.h"
 
 static_assert((int)FINISH_REFUSED == (int)TANDEM__V1__FINISH_REASON__FINISH_REFUSED, "one list");
 static_assert((int)KV_BLOCK == (int)BACKEND_KV_BLOCK, "one block size");
@@ -396,6 +396,7 @@ enum status step_loop_step(struct step_loop *loop, int64_t now_ns, struct error 
     loop->told_idle = scheduler_idle(loop->scheduler);
     loop->step_ns = clock_now_ns() - start;
     if (loop->speculation != NULL) {
+        if (scheduler_idle(loop->scheduler)) TRY(speculation_flush(loop->speculation, err));
         speculation_note_step(loop->speculation, (int)loop->columns.n_tokens, loop->step_ns);
     }
     return STATUS_OK;

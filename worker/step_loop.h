@@ -1,5 +1,5 @@
 /* The leader's step: what runs now (scheduler.h, kv_blocks.h), what is drafted for it
- * (spec/speculation.h), one forward pass of the group (engine.h), the target's own token at every place and
+ * (speculation.h), one forward pass of the group (engine.h), the target's own token at every place and
  * the verdict over the drafted ones, and what came of it. Knows no network: requests come in by calls,
  * results go out as columns. Used by replica.c, by tests and by the bench.
  *

@@ -1,4 +1,4 @@
-#include "worker/spec/speculation.h"
+#include "worker/speculation.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -211,6 +211,26 @@ static bool waits_for_all(const struct speculation *s) {
     return true;
 }
 
+static enum status send_order(struct speculation *s, const struct draft_order *order,
+                              struct error *err) {
+    int64_t begin = clock_now_ns();
+    TRY(drafter_start(s->options.drafter, order, err));
+    trace_add(s->options.trace, "hand-off", begin, clock_now_ns());
+    for (int i = 0; i < s->n_ends; i++) s->free_slots[s->n_free++] = s->ends[i];
+    s->n_ends = 0;
+    s->out = true;
+    return STATUS_OK;
+}
+
+enum status speculation_flush(struct speculation *s, struct error *err) {
+    if (s->n_ends == 0) return STATUS_OK;
+    struct draft_order order = {
+        .round = s->round, .ends = s->ends, .n_ends = s->n_ends, .layer_width = 1};
+    s->n_jobs = 0;
+    TRY(send_order(s, &order, err));
+    return collect(s, true, err);
+}
+
 enum status speculation_start(struct speculation *s, struct scheduler_plan *plan, int64_t now_ns,
                               struct error *err) {
     enum { PAUSE_NS = 2 * 1000 * 1000 };
@@ -221,12 +241,7 @@ enum status speculation_start(struct speculation *s, struct scheduler_plan *plan
     bool first_all = order.n_jobs > 0 && waits_for_all(s);
     if (!s->options.remote) first_all = true;
     if (first_all) order.early = false;
-    int64_t begin = clock_now_ns();
-    TRY(drafter_start(s->options.drafter, &order, err));
-    trace_add(s->options.trace, "hand-off", begin, clock_now_ns());
-    for (int i = 0; i < s->n_ends; i++) s->free_slots[s->n_free++] = s->ends[i];
-    s->n_ends = 0;
-    s->out = true;
+    TRY(send_order(s, &order, err));
     if (first_all) return collect(s, true, err);
     return order.early ? collect(s, false, err) : STATUS_OK;
 }

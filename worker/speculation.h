@@ -53,6 +53,9 @@ int speculation_settle(struct speculation *speculation, const struct scheduler_i
 /* The request is over: its slot at the drafter becomes free. Any number of times. */
 void speculation_end(struct speculation *speculation, struct request *request);
 
+/* Nothing is running: the drafter learns which slots are free, and gives their memory back. */
+enum status speculation_flush(struct speculation *speculation, struct error *err);
+
 /* After the step: tokens it committed and how long it took, for the rate under this policy. */
 void speculation_note_step(struct speculation *speculation, int n_tokens, int64_t step_ns);
 
