@@ -75,16 +75,17 @@ static void refuse(struct line *line, const struct error *err) {
 
 static void send_plan(struct coordinator *c, struct line *line) {
     const struct placement *placement = &line->replica->placement;
-    Tandem__V1__PlannedRank ranks[PLACEMENT_MAX_RANKS], *rows[PLACEMENT_MAX_RANKS];
+    Tandem__V1__PlannedRank ranks[2 * PLACEMENT_MAX_RANKS], *rows[2 * PLACEMENT_MAX_RANKS];
     Tandem__V1__Plan plan = TANDEM__V1__PLAN__INIT;
     Tandem__V1__ReplicaDown down = TANDEM__V1__REPLICA_DOWN__INIT;
-    for (uint32_t rank = 0; rank < placement->n_ranks; rank++) {
-        tandem__v1__planned_rank__init(&ranks[rank]);
-        ranks[rank].rank = rank;
-        ranks[rank].role = (char *)placement_role_name(placement->ranks[rank].role);
-        ranks[rank].shard = placement->ranks[rank].shard;
-        ranks[rank].degree = placement->ranks[rank].degree;
-        rows[rank] = &ranks[rank];
+    for (uint32_t i = 0; i < placement->n_parts; i++) {
+        const struct placement_part *part = &placement->parts[i];
+        tandem__v1__planned_rank__init(&ranks[i]);
+        ranks[i].rank = part->rank;
+        ranks[i].role = (char *)placement_role_name(part->role);
+        ranks[i].shard = part->shard;
+        ranks[i].degree = part->degree;
+        rows[i] = &ranks[i];
     }
     plan.model_dir = c->model.dir;
     plan.tokenizer_fingerprint = tokenizer_fingerprint(c->model.tokenizer);
@@ -93,7 +94,7 @@ static void send_plan(struct coordinator *c, struct line *line) {
     Tandem__V1__Policy policy = TANDEM__V1__POLICY__INIT;
     policy.mode = "plain";
     plan.policy = &policy;
-    plan.n_ranks = placement->n_ranks;
+    plan.n_ranks = placement->n_parts;
     plan.ranks = rows;
     plan.kv_budget_bytes = c->options.kv_budget_bytes;
     plan.max_sequences = c->options.max_sequences;
@@ -114,7 +115,7 @@ static void hello(struct coordinator *c, struct line *line, const Tandem__V1__He
     } else if (c->shutting_down) {
         status = error_set(&err, STATUS_UNAVAILABLE, "shutting down");
     } else {
-        status = fleet_join(&c->fleet, &replica, message, c->options.target_ranks, &err);
+        status = fleet_join(&c->fleet, &replica, message, &c->wish, &err);
     }
     if (status != STATUS_OK) {
         log_warn("replica \"%.64s\" (%s) refused: %s", message->replica_id, rpc_call_peer(line->call),

@@ -216,7 +216,9 @@ enum status coordinator_start(struct coordinator **out, const struct coordinator
     c->options = *options;
     mailbox_init(&c->inbox, SIZE_MAX);
     mailbox_init(&c->to_prepare, (size_t)options->max_queue_requests + 64);
-    TRY_OR_FAIL(placement_check_degree(options->target_ranks, err));
+    c->wish = (struct placement_wish){.target_ranks = options->target_ranks,
+                                      .n_ranks = options->target_ranks};
+    TRY_OR_FAIL(placement_make(&c->placement, &c->wish, err));
     TRY_OR_FAIL(open_model(&c->model, options, err));
     facts_init(&c->facts, c->model.config.name, options->weights);
     admission_init(&c->admission, &(struct admission_limits){options->max_queue_requests,

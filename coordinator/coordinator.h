@@ -54,6 +54,8 @@ struct coordinator_model {
 struct coordinator {
     struct coordinator_options options;
     struct coordinator_model model;
+    struct placement_wish wish;    /* of every replica */
+    struct placement placement;    /* what it makes of one */
     struct facts facts;
     struct mailbox inbox, to_prepare;
     pthread_t thread, prepare_thread;

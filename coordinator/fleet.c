@@ -68,7 +68,7 @@ static void keep_facts(struct replica *replica, const Tandem__V1__Hello *hello) 
 }
 
 enum status fleet_join(struct fleet *fleet, struct replica **out, const Tandem__V1__Hello *hello,
-                       uint32_t target_ranks, struct error *err) {
+                       const struct placement_wish *wish, struct error *err) {
     struct replica *replica = NULL;
     if (hello->protocol != FLEET_PROTOCOL) {
         return error_set(err, STATUS_FAILED_PRECONDITION,
@@ -85,7 +85,7 @@ enum status fleet_join(struct fleet *fleet, struct replica **out, const Tandem__
     enum status status = check_ranks(hello, err);
     if (status == STATUS_OK) {
         uint32_t n_ranks = hello->n_ranks > UINT32_MAX ? UINT32_MAX : (uint32_t)hello->n_ranks;
-        status = placement_plan(&replica->placement, n_ranks, target_ranks, err);
+        status = placement_plan(&replica->placement, n_ranks, wish, err);
     }
     if (status != STATUS_OK) {
         replica->state = REPLICA_REFUSED;
@@ -152,7 +152,11 @@ enum status replica_ready(struct replica *replica, const Tandem__V1__Ready *read
 }
 
 void replica_step(struct replica *replica, const Tandem__V1__Step *step, int64_t now_ns) {
-    if (step->stats != NULL) replica->stats = *step->stats;
+    if (step->stats != NULL) {
+        replica->stats = *step->stats;
+        replica->stats.spec = NULL;   /* it goes with the message */
+        replica->speculation = speculation_facts_of(step->stats->spec);
+    }
     const int slots = REPLICA_RATE_SECONDS + 1;
     int64_t second = now_ns / 1000000000;
     if (replica->rate_first_second == 0) replica->rate_first_second = replica->rate_second = second;

@@ -12,6 +12,7 @@
 
 #include "common/error.h"
 #include "coordinator/placement.h"
+#include "coordinator/speculation_facts.h"
 #include "tandem/v1/replica.pb-c.h"
 
 enum { FLEET_MAX_REPLICAS = 64, FLEET_PROTOCOL = 1 };
@@ -39,7 +40,8 @@ struct replica {
     struct replica_rank ranks[PLACEMENT_MAX_RANKS];
     uint32_t kv_blocks, max_sequences, max_context; /* once ready */
     uint64_t checkpoint_fingerprint;
-    Tandem__V1__StepStats stats;     /* of the last step */
+    Tandem__V1__StepStats stats;     /* of the last step; its spec is NULL: see speculation */
+    struct speculation_facts speculation;
     /* Tokens in each of the last seconds, for the rate; second s is in slot s % length. */
     uint32_t rate_tokens[REPLICA_RATE_SECONDS + 1];
     int64_t rate_second, rate_first_second;
@@ -60,7 +62,7 @@ const char *replica_state_name(enum replica_state state);
  * replica has this id), RESOURCE_EXHAUSTED (too many replicas). A hello with a usable id that does
  * not fit is listed as refused. */
 enum status fleet_join(struct fleet *fleet, struct replica **out, const Tandem__V1__Hello *hello,
-                       uint32_t target_ranks, struct error *err);
+                       const struct placement_wish *wish, struct error *err);
 
 void fleet_free(struct fleet *fleet);
 

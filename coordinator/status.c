@@ -20,8 +20,10 @@ static void describe_rank(Tandem__V1__RankStatus *out, const struct replica *rep
     out->rank = i;
     out->host = rank->host;
     out->device = rank->device;
-    out->role = (char *)placement_role_name(replica->placement.ranks[i].role);
-    out->shard = replica->placement.ranks[i].shard;
+    const struct placement_part *part = placement_find(&replica->placement, i, PLACEMENT_TARGET);
+    if (part == NULL) part = placement_find(&replica->placement, i, PLACEMENT_DRAFT);
+    out->role = (char *)placement_rank_roles(&replica->placement, i);
+    out->shard = part != NULL ? part->shard : 0;
     out->memory_bytes = rank->memory_bytes;
     out->cores = rank->cores;
     out->weights_bytes = rank->weights_bytes;
@@ -80,29 +82,24 @@ void status_reply(struct coordinator *c, struct rpc_call *call) {
     free(answers);
 }
 
-/* Every replica gets the same plan: the number of ranks decides it. */
+/* Every replica gets the same plan. */
 void status_reply_plan(struct coordinator *c, struct rpc_call *call) {
-    struct error err;
-    struct placement placement;
-    if (placement_plan(&placement, c->options.target_ranks, c->options.target_ranks, &err) !=
-        STATUS_OK) {
-        rpc_call_fail(call, &err);
-        return;
-    }
-    Tandem__V1__RankPlan ranks[PLACEMENT_MAX_RANKS], *rows[PLACEMENT_MAX_RANKS];
+    const struct placement *placement = &c->placement;
+    Tandem__V1__RankPlan ranks[2 * PLACEMENT_MAX_RANKS], *rows[2 * PLACEMENT_MAX_RANKS];
     Tandem__V1__GetPlanResponse response = TANDEM__V1__GET_PLAN_RESPONSE__INIT;
-    for (uint32_t i = 0; i < placement.n_ranks; i++) {
+    for (uint32_t i = 0; i < placement->n_parts; i++) {
+        const struct placement_part *part = &placement->parts[i];
         tandem__v1__rank_plan__init(&ranks[i]);
-        ranks[i].rank = i;
-        ranks[i].role = (char *)placement_role_name(placement.ranks[i].role);
-        ranks[i].shard = placement.ranks[i].shard;
-        ranks[i].degree = placement.ranks[i].degree;
+        ranks[i].rank = part->rank;
+        ranks[i].role = (char *)placement_role_name(part->role);
+        ranks[i].shard = part->shard;
+        ranks[i].degree = part->degree;
         rows[i] = &ranks[i];
     }
     response.mode = "plain";
     response.weights = (char *)c->options.weights;
-    response.target_degree = placement.target_degree;
-    response.n_ranks = placement.n_ranks;
+    response.target_degree = placement->target_degree;
+    response.n_ranks = placement->n_parts;
     response.ranks = rows;
     rpc_call_reply(call, &response.base);
 }

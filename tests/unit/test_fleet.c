@@ -5,7 +5,11 @@
 
 #include "tests/unit/test.h"
 
-enum { MAX_TEST_RANKS = 9 };
+enum { MAX_TEST_RANKS = 16 };
+
+static struct placement_wish alone(uint32_t target_ranks) {
+    return (struct placement_wish){.target_ranks = target_ranks, .n_ranks = target_ranks};
+}
 
 struct hello {
     Tandem__V1__Hello message;
@@ -30,8 +34,9 @@ static void say_hello(struct hello *hello, const char *id, size_t n_ranks) {
 static struct replica *join(struct fleet *fleet, const char *id, uint32_t target, struct error *err) {
     struct hello hello;
     struct replica *replica = NULL;
+    struct placement_wish wish = alone(target);
     say_hello(&hello, id, target);
-    cr_assert_eq(fleet_join(fleet, &replica, &hello.message, target, err), STATUS_OK);
+    cr_assert_eq(fleet_join(fleet, &replica, &hello.message, &wish, err), STATUS_OK);
     return replica;
 }
 
@@ -52,8 +57,8 @@ Test(fleet, a_replica_goes_from_joining_to_serving_to_lost_and_back) {
     cr_assert_str_eq(words, "no replica is serving: none has joined");
     struct replica *replica = join(&fleet, "r1", 2, &err);
     cr_assert_eq(replica->state, REPLICA_LOADING);
-    cr_assert_eq(replica->placement.ranks[1].shard, 1);
-    cr_assert_eq(replica->placement.ranks[1].degree, 2);
+    cr_assert_eq(replica->placement.parts[1].shard, 1);
+    cr_assert_eq(replica->placement.parts[1].degree, 2);
 
     Tandem__V1__LoadProgress progress = TANDEM__V1__LOAD_PROGRESS__INIT;
     progress.bytes_done = 43;
@@ -82,22 +87,23 @@ Test(fleet, refuses_in_words) {
     struct hello hello;
     struct replica *replica;
     struct error err;
+    const struct placement_wish wish = alone(2);
     say_hello(&hello, "r1", 1);
-    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, 2, &err), STATUS_FAILED_PRECONDITION);
+    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, &wish, &err), STATUS_FAILED_PRECONDITION);
     cr_assert(strstr(err.text, "has 1 rank, the coordinator was started with --target-ranks 2"));
     cr_assert_eq(fleet_count(&fleet, REPLICA_REFUSED), 1);
     say_hello(&hello, "r1", 2);
     hello.message.protocol = 9;
-    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, 2, &err), STATUS_FAILED_PRECONDITION);
+    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, &wish, &err), STATUS_FAILED_PRECONDITION);
     cr_assert(strstr(err.text, "protocol 9"));
     say_hello(&hello, "r1", 2);
     hello.ranks[1].rank = 0;
-    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, 2, &err), STATUS_FAILED_PRECONDITION);
+    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, &wish, &err), STATUS_FAILED_PRECONDITION);
     say_hello(&hello, "", 2);
-    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, 2, &err), STATUS_FAILED_PRECONDITION);
+    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, &wish, &err), STATUS_FAILED_PRECONDITION);
     join(&fleet, "r1", 2, &err);   /* the refused place is free for its own id */
     say_hello(&hello, "r1", 2);
-    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, 2, &err), STATUS_ALREADY_EXISTS);
+    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, &wish, &err), STATUS_ALREADY_EXISTS);
     cr_assert_eq(fleet.n_replicas, 1);
     fleet_free(&fleet);
 }
@@ -119,15 +125,16 @@ Test(fleet, dead_replicas_give_their_places_to_new_ones) {
     struct hello hello;
     struct replica *replica;
     struct error err;
+    const struct placement_wish wish = alone(1);
     char id[16];
     for (int i = 0; i < FLEET_MAX_REPLICAS; i++) {
         snprintf(id, sizeof id, "r%d", i);
         join(&fleet, id, 1, &err);
     }
     say_hello(&hello, "late", 1);
-    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, 1, &err), STATUS_RESOURCE_EXHAUSTED);
+    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, &wish, &err), STATUS_RESOURCE_EXHAUSTED);
     replica_lost(fleet.replicas[5], "test");
-    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, 1, &err), STATUS_OK);
+    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, &wish, &err), STATUS_OK);
     cr_assert(replica == fleet.replicas[5]);
     fleet_free(&fleet);
 }
@@ -147,18 +154,19 @@ Test(fleet, the_rate_is_that_of_the_last_ten_seconds) {
     fleet_free(&fleet);
 }
 
-Test(fleet, placement_knows_its_degrees) {
-    struct placement placement;
+Test(fleet, a_replica_with_a_draft_on_ranks_of_its_own) {
+    struct fleet fleet = {0};
+    struct hello hello;
+    struct replica *replica;
     struct error err;
-    for (uint32_t n = 0; n <= 9; n++) {
-        bool fits = n == 1 || n == 2 || n == 4 || n == 8;
-        enum status status = placement_plan(&placement, n, n, &err);
-        cr_assert_eq(status, fits ? STATUS_OK : STATUS_FAILED_PRECONDITION);
-        for (uint32_t rank = 0; fits && rank < n; rank++) {
-            cr_assert_eq(placement.ranks[rank].shard, rank);
-            cr_assert_eq(placement.ranks[rank].degree, n);
-        }
-    }
-    cr_assert_eq(placement_plan(&placement, 4, 2, &err), STATUS_FAILED_PRECONDITION);
-    cr_assert_eq(placement_check_degree(3, &err), STATUS_INVALID_ARGUMENT);
+    const struct placement_wish wish = {PLACEMENT_MODEL, 8, 8, 16};
+    say_hello(&hello, "r1", 16);
+    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, &wish, &err), STATUS_OK);
+    cr_assert_eq(replica->n_ranks, 16);
+    cr_assert_eq(replica->placement.split, PLACEMENT_DISJOINT);
+    say_hello(&hello, "r2", 8);
+    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, &wish, &err),
+                 STATUS_FAILED_PRECONDITION);
+    cr_assert(strstr(err.text, "start mpirun with -n 16"), "%s", err.text);
+    fleet_free(&fleet);
 }
