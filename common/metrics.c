@@ -8,13 +8,13 @@
 
 #include "common/error.h"
 
-enum metric_kind { METRIC_COUNTER, METRIC_GAUGE, METRIC_HISTOGRAM };
+enum metric_kind { METRIC_COUNTER, METRIC_GAUGE, METRIC_HISTOGRAM, METRIC_SECONDS };
 
 struct metric {
     struct metric *next;
     enum metric_kind kind;
     char *name, *labels, *help;
-    _Atomic uint64_t count;        /* counter; histogram: observations */
+    _Atomic uint64_t count;        /* counter; seconds: microseconds; histogram: observations */
     _Atomic uint64_t value_bits;   /* a double: gauge; histogram: sum */
     const double *bounds;
     size_t n_bounds;
@@ -72,6 +72,11 @@ static struct metric *register_metric(struct metrics *metrics, enum metric_kind 
 struct metric *metrics_counter(struct metrics *metrics, const char *name, const char *labels,
                                const char *help) {
     return register_metric(metrics, METRIC_COUNTER, name, labels, help);
+}
+
+struct metric *metrics_seconds(struct metrics *metrics, const char *name, const char *labels,
+                               const char *help) {
+    return register_metric(metrics, METRIC_SECONDS, name, labels, help);
 }
 
 struct metric *metrics_gauge(struct metrics *metrics, const char *name, const char *labels,
@@ -162,6 +167,9 @@ static void render_metric(FILE *out, const struct metric *metric) {
     fprintf(out, "%s%s%s%s ", metric->name, open, metric->labels, close);
     if (metric->kind == METRIC_COUNTER) {
         fprintf(out, "%" PRIu64 "\n", metric_count(metric));
+    } else if (metric->kind == METRIC_SECONDS) {
+        uint64_t us = metric_count(metric);
+        fprintf(out, "%" PRIu64 ".%06" PRIu64 "\n", us / 1000000, us % 1000000);
     } else {
         uint64_t bits = atomic_load_explicit(&metric->value_bits, memory_order_relaxed);
         fprintf(out, "%.17g\n", double_of(bits));
@@ -169,7 +177,7 @@ static void render_metric(FILE *out, const struct metric *metric) {
 }
 
 char *metrics_render(const struct metrics *metrics, size_t *n_bytes) {
-    static const char *const kinds[] = {"counter", "gauge", "histogram"};
+    static const char *const kinds[] = {"counter", "gauge", "histogram", "counter"};
     char *text = NULL;
     FILE *out = open_memstream(&text, n_bytes);
     CHECK(out != NULL);

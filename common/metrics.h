@@ -19,6 +19,9 @@ void metrics_destroy(struct metrics *metrics);
  * other, with the same kind and help. Strings are copied. */
 struct metric *metrics_counter(struct metrics *metrics, const char *name, const char *labels,
                                const char *help);
+/* A counter of time: metric_add takes microseconds, the text shows seconds. */
+struct metric *metrics_seconds(struct metrics *metrics, const char *name, const char *labels,
+                               const char *help);
 struct metric *metrics_gauge(struct metrics *metrics, const char *name, const char *labels,
                              const char *help);
 /* `bounds` [n_bounds], ascending upper bounds, borrowed; the bucket to +Inf is added. */
@@ -34,7 +37,7 @@ void metric_observe(struct metric *histogram, double value);
 /* `times` observations of the same value. */
 void metric_observe_many(struct metric *histogram, double value, uint64_t times);
 
-/* A counter's value. */
+/* A counter's value (of time: microseconds). */
 uint64_t metric_count(const struct metric *counter);
 
 /* The text of all metrics, malloc'd for the caller, NUL-terminated; *n_bytes without the NUL. */

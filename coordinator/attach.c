@@ -181,7 +181,7 @@ static void step(struct coordinator *c, struct line *line, const Tandem__V1__Ste
         break_off(c, line, &err);
         return;
     }
-    facts_step(&c->facts, &replica->stats, message);
+    facts_step(&c->facts, replica, message);
     replica_step(replica, message, clock_now_ns());
     if (!generate_step(c, replica, message, &err)) {
         break_off(c, line, &err);

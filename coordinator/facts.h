@@ -11,6 +11,15 @@ enum facts_refusal {
     FACTS_N_REFUSAL
 };
 
+/* What drafting did, over all replicas. */
+struct facts_speculation {
+    struct metric *drafts, *draft_tokens, *accepted_tokens;
+    struct metric *accepted_per_position[SPEC_MAX_WINDOW];
+    struct metric *pre_verify_hits, *post_verify_continuations, *rollbacks, *discarded_tokens;
+    struct metric *draft_wait, *target_wait;
+    struct metric *window, *layer_width, *mode[SPEC_N_MODES];
+};
+
 struct facts {
     struct metrics *metrics;
     struct metric *running, *waiting, *kv_usage;
@@ -19,7 +28,8 @@ struct facts {
     struct metric *success[FACTS_N_FINISH], *refused[FACTS_N_REFUSAL], *disconnected;
     struct metric *ttft, *itl, *e2e, *queue_time, *iteration_tokens;
     struct metric *replicas[REPLICA_N_STATES];
-    uint64_t logged_prompt, logged_generated;
+    struct facts_speculation speculation;
+    uint64_t logged_prompt, logged_generated, logged_drafts, logged_accepted;
     int64_t logged_ns;
 };
 
@@ -29,9 +39,9 @@ void facts_fini(struct facts *facts);
 /* Counts a request that ended with a status other than OK. */
 void facts_refuse(struct facts *facts, enum status status);
 
-/* Takes the counters of a step's statistics, as the difference to those before. */
-void facts_step(struct facts *facts, const Tandem__V1__StepStats *before,
-                const Tandem__V1__Step *step);
+/* Takes the counters of a step's statistics, as the difference to those that the replica has from
+ * the step before. Counters that went back count from 0: the replica has started again. */
+void facts_step(struct facts *facts, const struct replica *before, const Tandem__V1__Step *step);
 
 /* Brings the gauges up to date. */
 void facts_gauges(struct facts *facts, const struct fleet *fleet, uint32_t n_queued);

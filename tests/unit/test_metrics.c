@@ -49,6 +49,20 @@ Test(metrics, histogram_buckets_are_cumulative_and_bounds_are_inclusive) {
     metrics_destroy(metrics);
 }
 
+Test(metrics, time_is_counted_in_microseconds_and_shown_in_seconds) {
+    size_t n;
+    struct metrics *metrics = metrics_create();
+    struct metric *wait = metrics_seconds(metrics, "t_wait_seconds_total", "", "Waited.");
+    metric_add(wait, 999999);
+    metric_add(wait, 2000006);
+    char *text = metrics_render(metrics, &n);
+    cr_assert_str_eq(text, "# HELP t_wait_seconds_total Waited.\n"
+                           "# TYPE t_wait_seconds_total counter\nt_wait_seconds_total 3.000005\n");
+    cr_assert_eq(metric_count(wait), 3000005);
+    free(text);
+    metrics_destroy(metrics);
+}
+
 Test(metrics, label_values_are_escaped_and_cut) {
     char label[64], small[10];
     metrics_label(label, sizeof label, "model", "a\"b\\c\nd");
