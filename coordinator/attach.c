@@ -290,7 +290,8 @@ static void fill_submit(Tandem__V1__Submit *out, const struct session *session,
     out->biases = biases;
     out->logprobs = params->logprobs;
     out->deadline_us = time_left_us(session->entry.deadline_ns);
-    out->speculation = "plain";
+    out->speculation = (char *)params->speculation;
+    out->num_speculative_tokens = params->num_speculative_tokens;
 }
 
 static enum status send_submit(struct line *line, const struct session *session) {

@@ -1,8 +1,10 @@
 #include "coordinator/params.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
+#include "common/spec_mode.h"
 #include "coordinator/stream.h"
 
 enum {
@@ -128,23 +130,36 @@ static enum status resolve_biases(struct params *out, const Tandem__V1__Sampling
     return STATUS_OK;
 }
 
-static enum status check_speculation(const Tandem__V1__GenerateRequest *request, struct error *err) {
-    static const char *const served[] = {"", "auto", "off", "plain"};
-    bool known = false;
-    for (size_t i = 0; i < sizeof served / sizeof *served; i++) {
-        known |= strcmp(request->speculation, served[i]) == 0;
+/* The names of the modes in the mask, ", "-separated. */
+static void list_modes(char *out, size_t size, uint32_t modes) {
+    size_t n = 0;
+    out[0] = '\0';
+    for (int mode = 0; mode < SPEC_N_MODES && n < size; mode++) {
+        if ((modes >> mode & 1) == 0) continue;
+        n += (size_t)snprintf(out + n, size - n, ", %s", spec_mode_name((enum spec_mode)mode));
     }
-    if (!known) {
+}
+
+static enum status resolve_speculation(struct params *out,
+                                       const Tandem__V1__GenerateRequest *request, uint32_t modes,
+                                       struct error *err) {
+    const char *asked = request->speculation;
+    int mode = strcmp(asked, "off") == 0 ? SPEC_PLAIN : spec_mode_parse(asked);
+    bool automatic = asked[0] == '\0' || strcmp(asked, "auto") == 0;
+    if (!automatic && (mode < 0 || (modes >> mode & 1) == 0)) {
+        char names[100];
+        list_modes(names, sizeof names, modes);
         return error_set(err, STATUS_INVALID_ARGUMENT,
-                         "speculation is \"%.64s\"; this server serves auto, off, plain",
-                         request->speculation);
+                         "speculation is \"%.64s\"; expected one that this server can run: "
+                         "auto, off%s", asked, names);
     }
-    if (request->num_speculative_tokens != 0) {
+    if (request->num_speculative_tokens > SPEC_MAX_WINDOW) {
         return error_set(err, STATUS_INVALID_ARGUMENT,
-                         "num_speculative_tokens is %" PRIu32 "; expected 0: the replica runs mode "
-                         "plain, which drafts nothing",
-                         request->num_speculative_tokens);
+                         "num_speculative_tokens is %" PRIu32 "; expected 1 to %d, or 0 for the "
+                         "server's choice", request->num_speculative_tokens, SPEC_MAX_WINDOW);
     }
+    out->speculation = automatic ? "" : spec_mode_name((enum spec_mode)mode);
+    out->num_speculative_tokens = request->num_speculative_tokens;
     return STATUS_OK;
 }
 
@@ -159,7 +174,7 @@ static enum status check_id(const char *id, struct error *err) {
 }
 
 enum status params_resolve(struct params *out, const Tandem__V1__GenerateRequest *request,
-                           int32_t vocab, struct error *err) {
+                           int32_t vocab, uint32_t modes, struct error *err) {
     static const Tandem__V1__SamplingParams defaults = TANDEM__V1__SAMPLING_PARAMS__INIT;
     const Tandem__V1__SamplingParams *in = request->sampling ? request->sampling : &defaults;
     *out = (struct params){.temperature = 1, .top_p = 1, .repetition_penalty = 1, .logprobs = -1};
@@ -168,7 +183,7 @@ enum status params_resolve(struct params *out, const Tandem__V1__GenerateRequest
     TRY(resolve_counts(out, in, err));
     TRY(resolve_stops(out, in, vocab, err));
     TRY(resolve_biases(out, in, vocab, err));
-    TRY(check_speculation(request, err));
+    TRY(resolve_speculation(out, request, modes, err));
     out->ignore_eos = in->ignore_eos;
     out->skip_special = !in->skip_special_tokens_off;
     out->has_seed = in->seed__case != 0;

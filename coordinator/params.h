@@ -20,6 +20,8 @@ struct params {
     float repetition_penalty, presence_penalty, frequency_penalty;
     int32_t logprobs;            /* -1: none */
     bool skip_special, include_stop;
+    const char *speculation;     /* "" (the replica's policy), or a mode by name: a constant */
+    uint32_t num_speculative_tokens; /* at most so many drafted in a round; 0: the policy's window */
     /* Borrowed from the request, which must outlive this: */
     const ProtobufCBinaryData *stops;
     size_t n_stops;
@@ -29,9 +31,10 @@ struct params {
     size_t n_biases;
 };
 
-/* Checks all of the request but its prompt's content. `vocab`: token ids are 0 .. vocab - 1. */
+/* Checks all of the request but its prompt's content. `vocab`: token ids are 0 .. vocab - 1;
+ * `modes`: bit per enum spec_mode that can be run. */
 enum status params_resolve(struct params *out, const Tandem__V1__GenerateRequest *request,
-                           int32_t vocab, struct error *err);
+                           int32_t vocab, uint32_t modes, struct error *err);
 
 /* Checks a prompt given as ids. */
 enum status params_check_tokens(const int32_t *ids, size_t n_ids, int32_t vocab, struct error *err);

@@ -3,9 +3,10 @@
 #include <math.h>
 #include <string.h>
 
+#include "common/spec_mode.h"
 #include "tests/unit/test.h"
 
-enum { VOCAB = 100 };
+enum { VOCAB = 100, MODES = 1u << SPEC_PLAIN | 1u << SPEC_SD | 1u << SPEC_PEARL };
 
 /* A request whose parts the tests change before resolving. */
 struct asked {
@@ -21,7 +22,7 @@ static void ask(struct asked *asked) {
 
 static enum status resolve(struct asked *asked, struct params *params, struct error *err) {
     err->text[0] = '\0';
-    return params_resolve(params, &asked->request, VOCAB, err);
+    return params_resolve(params, &asked->request, VOCAB, MODES, err);
 }
 
 /* The request must be refused with words that hold `words`. */
@@ -176,19 +177,48 @@ Test(params, biases_are_bounded_and_named_once) {
     REFUSED(asked, "logit_bias has 1025 entries; expected at most 1024");
 }
 
-Test(params, speculation_that_is_not_served_is_refused) {
-    static const char *const served[] = {"", "auto", "off", "plain"};
+Test(params, modes_are_resolved_to_what_a_replica_is_told) {
+    static const char *const cases[][2] = {{"", ""},           {"auto", ""}, {"off", "plain"},
+                                           {"plain", "plain"}, {"sd", "sd"}, {"pearl", "pearl"}};
     struct asked asked;
+    struct params params;
+    struct error err;
     ask(&asked);
-    for (int i = 0; i < 4; i++) {
-        asked.request.speculation = (char *)served[i];
-        ACCEPTED(asked);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        asked.request.speculation = (char *)cases[i][0];
+        cr_assert_eq(resolve(&asked, &params, &err), STATUS_OK, "%s", err.text);
+        cr_assert_str_eq(params.speculation, cases[i][1]);
+        cr_assert_eq(params.num_speculative_tokens, 0);
     }
-    asked.request.speculation = "pearl";
-    REFUSED(asked, "speculation is \"pearl\"; this server serves auto, off, plain");
-    asked.request.speculation = "";
-    asked.request.num_speculative_tokens = 4;
-    REFUSED(asked, "num_speculative_tokens is 4; expected 0");
+}
+
+Test(params, modes_that_cannot_be_run_are_refused_with_those_that_can) {
+    struct asked asked;
+    struct params params;
+    struct error err;
+    ask(&asked);
+    asked.request.speculation = "pearl+lp";
+    REFUSED(asked, "speculation is \"pearl+lp\"; expected one that this server can run: "
+                   "auto, off, plain, sd, pearl");
+    asked.request.speculation = "PEARL";
+    REFUSED(asked, "speculation is \"PEARL\"");
+    asked.request.speculation = "sd";
+    cr_assert_eq(params_resolve(&params, &asked.request, VOCAB, 1u << SPEC_PLAIN, &err),
+                 STATUS_INVALID_ARGUMENT);
+    cr_assert(strstr(err.text, "expected one that this server can run: auto, off, plain") != NULL);
+    cr_assert(strstr(err.text, "pearl") == NULL);
+}
+
+Test(params, drafted_tokens_are_bounded) {
+    struct asked asked;
+    struct params params;
+    struct error err;
+    ask(&asked);
+    asked.request.num_speculative_tokens = SPEC_MAX_WINDOW;
+    cr_assert_eq(resolve(&asked, &params, &err), STATUS_OK);
+    cr_assert_eq(params.num_speculative_tokens, SPEC_MAX_WINDOW);
+    asked.request.num_speculative_tokens = SPEC_MAX_WINDOW + 1;
+    REFUSED(asked, "num_speculative_tokens is 17; expected 1 to 16, or 0 for the server's choice");
 }
 
 Test(params, ids_are_printable_and_short) {
