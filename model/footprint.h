@@ -1,5 +1,6 @@
 /* How many bytes a shard needs, before anything is allocated. Pure. */
 #pragma once
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "model/config.h"
@@ -14,3 +15,9 @@ struct footprint {
 
 struct footprint footprint_of(const struct model_config *config, const struct shard *shard,
                               enum dtype weights, int max_rows, int max_logit_rows);
+
+/* The same for a draft's shard. layer_owner: every layer's attention lives whole on its owner
+ * (shard_layer_owner); max_layer_width: layers whose attention outputs are kept at once. */
+struct footprint footprint_of_draft(const struct model_config *config, const struct shard *shard,
+                                    enum dtype weights, int max_rows, int max_logit_rows,
+                                    bool layer_owner, int max_layer_width);

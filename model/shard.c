@@ -49,3 +49,9 @@ enum status shard_make(struct shard *out, const struct model_config *config, int
     out->vocab_end = unit_border(config->vocab, rank + 1, degree);
     return STATUS_OK;
 }
+
+int shard_layer_owner(int layer, int n_layers, int degree) {
+    if (layer == 0) return 0;
+    if (layer == n_layers - 1) return degree - 1;
+    return (layer - 1) % degree;
+}

@@ -27,3 +27,8 @@ struct shard {
 /* INVALID_ARGUMENT unless degree is 1, 2, 4 or 8 and 0 <= rank < degree. */
 enum status shard_make(struct shard *out, const struct model_config *config, int rank, int degree,
                        struct error *err);
+
+/* Layer-owner layout (EasySpec, speculation.md 3): the rank that holds the whole attention of a decoder
+ * layer, its KV included. The first and the last layer run alone; those between are dealt out in turn, so
+ * that consecutive layers stand on different ranks. */
+int shard_layer_owner(int layer, int n_layers, int degree);

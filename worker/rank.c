@@ -108,8 +108,9 @@ static struct footprint draft_footprint(const struct rank *r) {
     const struct rank_plan *plan = r->options.plan;
     const struct part *draft = &r->parts[ENGINE_DRAFT];
     if (draft->shard_i < 0) return (struct footprint){0};
-    return footprint_of(checkpoint_config(draft->checkpoint), &draft->shard, plan->weights,
-                        rows_of(plan), plan->max_sequences);
+    return footprint_of_draft(checkpoint_config(draft->checkpoint), &draft->shard, plan->weights,
+                              rows_of(plan), plan->max_sequences, owns_layers(plan),
+                              plan->max_layer_width);
 }
 
 static enum status compute_capacity(struct rank *r, struct error *err) {

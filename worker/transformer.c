@@ -18,6 +18,8 @@ struct layer {
 struct transformer {
     struct model_config config;
     struct shard shard;
+    struct shard attention; /* the part of a layer's attention: the shard, or all of it (layer_owner) */
+    bool layer_owner;
     struct backend *backend;
     struct comm *group;
     struct rope_table *rope;
@@ -30,17 +32,19 @@ struct transformer {
 
     int n_heads, n_kv_heads, inter, vocab; /* local counts */
     int qkv_width;
-    int max_rows, max_logit_rows;
+    int max_rows, max_logit_rows, max_layer_width;
 
     /* Scratch, one term per use: [max_rows, ·] unless said. */
     float *residual;    /* hidden */
     float *normed;      /* hidden */
     float *qkv;         /* qkv_width */
-    float *attention;   /* n_heads * head_dim */
+    float *attention_out; /* n_heads * head_dim */
     float *gate_up;     /* 2 * inter */
     float *mlp;         /* inter */
     float *root;        /* hidden: this rank's subtree */
     float *roots;       /* [degree][max_rows, hidden]; NULL at degree 1 */
+    float *stale;       /* [slots][max_rows, hidden]: attention outputs of a group of layers;
+                           NULL where passes are exact only */
     float *shard_logits; /* [max_logit_rows, local vocab] */
     float *gathered;    /* rank 0, degree > 1: [sum of shards] in rank order */
     float *logits;      /* rank 0, degree > 1: [max_logit_rows, vocab] */
@@ -118,9 +122,9 @@ static enum status load_qkv_bias(struct loader *loader, struct layer *layer, int
         enum checkpoint_role role;
         int begin, end;
     } parts[] = {
-        {CHECKPOINT_Q_BIAS, t->shard.head_begin * dim, t->shard.head_end * dim},
-        {CHECKPOINT_K_BIAS, t->shard.kv_head_begin * dim, t->shard.kv_head_end * dim},
-        {CHECKPOINT_V_BIAS, t->shard.kv_head_begin * dim, t->shard.kv_head_end * dim},
+        {CHECKPOINT_Q_BIAS, t->attention.head_begin * dim, t->attention.head_end * dim},
+        {CHECKPOINT_K_BIAS, t->attention.kv_head_begin * dim, t->attention.kv_head_end * dim},
+        {CHECKPOINT_V_BIAS, t->attention.kv_head_begin * dim, t->attention.kv_head_end * dim},
     };
     float *out = layer->qkv_bias;
     for (int part = 0; part < 3; part++) {
@@ -132,16 +136,23 @@ static enum status load_qkv_bias(struct loader *loader, struct layer *layer, int
     return STATUS_OK;
 }
 
+/* Whether this rank computes attention of a layer. */
+static bool has_attention(const struct transformer *t, int layer_i) {
+    if (t->n_heads == 0) return false;
+    return !t->layer_owner ||
+           shard_layer_owner(layer_i, t->config.n_layers, t->shard.degree) == t->shard.rank;
+}
+
 static enum status load_attention(struct loader *loader, struct layer *layer, int layer_i) {
     struct transformer *t = loader->t;
     const struct model_config *config = &t->config;
-    const struct shard *shard = &t->shard;
+    const struct shard *shard = &t->attention;
     int dim = config->head_dim;
     TRY(load_vector(loader, &layer->attn_norm, CHECKPOINT_ATTN_NORM, layer_i, 0, config->hidden));
     if (config->o_bias) {
         TRY(load_vector(loader, &layer->o_bias, CHECKPOINT_O_BIAS, layer_i, 0, config->hidden));
     }
-    if (t->n_heads == 0) return STATUS_OK;
+    if (!has_attention(t, layer_i)) return STATUS_OK;
 
     int64_t q0 = (int64_t)shard->head_begin * dim, q1 = (int64_t)shard->head_end * dim;
     int64_t kv0 = (int64_t)shard->kv_head_begin * dim, kv1 = (int64_t)shard->kv_head_end * dim;
@@ -199,8 +210,11 @@ static enum status load_ends(struct loader *loader) {
 static size_t expected_bytes(const struct transformer *t, enum dtype weights) {
     size_t hidden = (size_t)t->config.hidden;
     size_t q = (size_t)(t->n_heads * t->config.head_dim);
-    size_t per_layer = hidden * (size_t)t->qkv_width + q * hidden + 3 * hidden * (size_t)t->inter;
-    return (per_layer * (size_t)t->config.n_layers + hidden * (size_t)t->vocab) *
+    size_t mlp = 3 * hidden * (size_t)t->inter, n_attention = 0;
+    for (int i = 0; i < t->config.n_layers; i++) n_attention += has_attention(t, i);
+    size_t attention = hidden * (size_t)t->qkv_width + q * hidden;
+    return (attention * n_attention + mlp * (size_t)t->config.n_layers +
+            hidden * (size_t)t->vocab) *
            dtype_bytes(weights);
 }
 
@@ -208,6 +222,14 @@ static float *scratch(struct transformer *t, size_t rows, size_t width) {
     size_t bytes = (rows * width + 16) * sizeof(float);
     t->memory.scratch_bytes += bytes;
     return backend_alloc(t->backend, bytes);
+}
+
+/* Attention outputs that a group of layers exchanges: with owners, one slot for each layer, whole rounds
+ * of ranks; else the roots of all ranks for each layer. */
+static int stale_slots(const struct transformer *t) {
+    int width = t->max_layer_width, degree = t->shard.degree;
+    if (width <= 1) return 0;
+    return t->layer_owner ? (width + degree - 1) / degree * degree : width * degree;
 }
 
 static enum status allocate_scratch(struct transformer *t, struct error *err) {
@@ -218,16 +240,19 @@ static enum status allocate_scratch(struct transformer *t, struct error *err) {
     t->residual = scratch(t, rows, hidden);
     t->normed = scratch(t, rows, hidden);
     t->qkv = scratch(t, rows, (size_t)t->qkv_width);
-    t->attention = scratch(t, rows, (size_t)(t->n_heads * t->config.head_dim));
+    t->attention_out = scratch(t, rows, (size_t)(t->n_heads * t->config.head_dim));
     t->gate_up = scratch(t, rows, 2 * (size_t)t->inter);
     t->mlp = scratch(t, rows, (size_t)t->inter);
     t->root = scratch(t, rows, hidden);
     t->shard_logits = scratch(t, logit_rows, (size_t)t->vocab);
     if (gathers) t->roots = scratch(t, rows * degree, hidden);
+    size_t slots = (size_t)stale_slots(t);
+    if (slots > 0) t->stale = scratch(t, rows * slots, hidden);
     if (leads) t->gathered = scratch(t, logit_rows, (size_t)t->config.vocab);
     if (leads) t->logits = scratch(t, logit_rows, (size_t)t->config.vocab);
-    bool complete = t->residual && t->normed && t->qkv && t->attention && t->gate_up && t->mlp &&
+    bool complete = t->residual && t->normed && t->qkv && t->attention_out && t->gate_up && t->mlp &&
                     t->root && t->shard_logits && (!gathers || t->roots) &&
+                    (slots == 0 || t->stale) &&
                     (!leads || (t->gathered && t->logits));
     if (complete) return STATUS_OK;
     return error_set(err, STATUS_RESOURCE_EXHAUSTED,
@@ -236,16 +261,16 @@ static enum status allocate_scratch(struct transformer *t, struct error *err) {
 }
 
 static void set_local_counts(struct transformer *t) {
-    const struct shard *shard = &t->shard;
-    t->n_heads = shard->head_end - shard->head_begin;
-    t->n_kv_heads = shard->kv_head_end - shard->kv_head_begin;
+    const struct shard *shard = &t->shard, *attention = &t->attention;
+    t->n_heads = attention->head_end - attention->head_begin;
+    t->n_kv_heads = attention->kv_head_end - attention->kv_head_begin;
     t->inter = shard->inter_end - shard->inter_begin;
     t->vocab = shard->vocab_end - shard->vocab_begin;
     t->qkv_width = (t->n_heads + 2 * t->n_kv_heads) * t->config.head_dim;
     int group = t->config.n_heads / t->config.n_kv_heads;
     t->kv_of_head = xcalloc((size_t)t->n_heads, sizeof *t->kv_of_head);
     for (int h = 0; h < t->n_heads; h++) {
-        t->kv_of_head[h] = (shard->head_begin + h) / group - shard->kv_head_begin;
+        t->kv_of_head[h] = (attention->head_begin + h) / group - attention->kv_head_begin;
     }
 }
 
@@ -259,9 +284,13 @@ enum status transformer_create(struct transformer **out, const struct transforme
     t->group = options->group;
     t->max_rows = options->max_rows;
     t->max_logit_rows = options->max_logit_rows;
+    t->max_layer_width = options->max_layer_width;
+    t->layer_owner = options->layer_owner;
     t->layers = xcalloc((size_t)t->config.n_layers, sizeof *t->layers);
     t->gather_bytes = xcalloc((size_t)comm_size(t->group), sizeof *t->gather_bytes);
     TRY_OR_FAIL(shard_make(&t->shard, &t->config, comm_rank(t->group), comm_size(t->group), err));
+    t->attention = t->shard;
+    if (t->layer_owner) TRY_OR_FAIL(shard_make(&t->attention, &t->config, 0, 1, err));
     set_local_counts(t);
 
     int dim = t->config.head_dim;
@@ -305,8 +334,9 @@ void transformer_destroy(struct transformer *t) {
     if (t->lm_head != NULL) backend_weight_free(t->lm_head);
     if (t->rope != NULL) backend_rope_free(t->rope);
     float *buffers[] = {t->final_norm, t->residual, t->normed,       t->qkv,
-                        t->attention,  t->gate_up,  t->mlp,          t->root,
-                        t->roots,      t->logits,   t->shard_logits, t->gathered};
+                        t->attention_out, t->gate_up, t->mlp,        t->root,
+                        t->roots,      t->logits,   t->shard_logits, t->gathered,
+                        t->stale};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) {
         backend_free(t->backend, buffers[i]);
     }
@@ -318,28 +348,39 @@ void transformer_destroy(struct transformer *t) {
 
 /* --- the forward pass ---------------------------------------------------------------------- */
 
-/* Adds the finished tree of all ranks' roots to the residual stream. */
-static enum status add_row_parallel(struct transformer *t, const float *bias, int n_rows,
-                                    struct error *err) {
-    int hidden = t->config.hidden;
-    const float *roots = t->root;
-    if (t->shard.degree > 1) {
-        int64_t start = clock_now_ns();
-        size_t bytes = (size_t)n_rows * (size_t)hidden * sizeof(float);
-        TRY(comm_all_gather(t->group, t->roots, t->root, bytes, err));
-        t->times.comm_ns += clock_now_ns() - start;
-        roots = t->roots;
-    }
-    backend_tree_sum(t->backend, t->residual, roots, t->shard.degree, bias, n_rows, hidden);
+/* Everybody's `bytes` of `mine`, at its place in `all`. */
+static enum status gather_all(struct transformer *t, float *all, const float *mine, size_t bytes,
+                              struct error *err) {
+    int64_t start = clock_now_ns();
+    TRY(comm_all_gather(t->group, all, mine, bytes, err));
+    t->times.comm_ns += clock_now_ns() - start;
     return STATUS_OK;
 }
 
-static void attention_root(struct transformer *t, struct layer *layer,
+static size_t row_bytes(const struct transformer *t, int n_rows) {
+    return (size_t)n_rows * (size_t)t->config.hidden * sizeof(float);
+}
+
+/* Adds the finished tree of all ranks' roots to the residual stream. */
+static enum status add_row_parallel(struct transformer *t, const float *bias, int n_rows,
+                                    struct error *err) {
+    const float *roots = t->root;
+    if (t->shard.degree > 1) {
+        TRY(gather_all(t, t->roots, t->root, row_bytes(t, n_rows), err));
+        roots = t->roots;
+    }
+    backend_tree_sum(t->backend, t->residual, roots, t->shard.degree, bias, n_rows,
+                     t->config.hidden);
+    return STATUS_OK;
+}
+
+/* root: this rank's subtree of the layer's attention output. */
+static void attention_root(struct transformer *t, struct layer *layer, float *root,
                            const struct transformer_batch *batch) {
     const struct model_config *config = &t->config;
     int n_rows = batch->n_rows;
-    if (t->n_heads == 0) {
-        memset(t->root, 0, (size_t)n_rows * (size_t)config->hidden * sizeof(float));
+    if (layer->qkv == NULL) {
+        memset(root, 0, row_bytes(t, n_rows));
         return;
     }
     backend_rmsnorm(t->backend, t->normed, t->residual, layer->attn_norm, config->rms_eps, n_rows,
@@ -348,9 +389,9 @@ static void attention_root(struct transformer *t, struct layer *layer,
                    n_rows);
     backend_rope_kv_write(t->backend, t->qkv, layer->kv, t->rope, layer->q_norm, layer->k_norm,
                           config->rms_eps, batch->segments, batch->n_segments, t->n_heads);
-    backend_attention(t->backend, t->attention, t->qkv, t->qkv_width, layer->kv, t->kv_of_head,
+    backend_attention(t->backend, t->attention_out, t->qkv, t->qkv_width, layer->kv, t->kv_of_head,
                       batch->segments, batch->n_segments, t->n_heads, config->sliding_window);
-    backend_linear_tree(t->backend, t->root, t->attention, layer->o, n_rows);
+    backend_linear_tree(t->backend, root, t->attention_out, layer->o, n_rows);
 }
 
 static void mlp_root(struct transformer *t, struct layer *layer, int n_rows) {
@@ -364,6 +405,96 @@ static void mlp_root(struct transformer *t, struct layer *layer, int n_rows) {
     backend_linear(t->backend, t->gate_up, t->normed, config->hidden, layer->gate_up, NULL, n_rows);
     backend_swiglu(t->backend, t->mlp, t->gate_up, n_rows, t->inter);
     backend_linear_tree(t->backend, t->root, t->mlp, layer->down, n_rows);
+}
+
+static enum status add_mlp(struct transformer *t, struct layer *layer, int n_rows,
+                           struct error *err) {
+    mlp_root(t, layer, n_rows);
+    return add_row_parallel(t, NULL, n_rows, err);
+}
+
+/* A layer that runs alone, exactly. With owners the whole tree is the owner's, told to all. */
+static enum status run_layer(struct transformer *t, int layer_i,
+                             const struct transformer_batch *batch, struct error *err) {
+    struct layer *layer = &t->layers[layer_i];
+    int n_rows = batch->n_rows;
+    if (!t->layer_owner) {
+        attention_root(t, layer, t->root, batch);
+        TRY(add_row_parallel(t, layer->o_bias, n_rows, err));
+        return add_mlp(t, layer, n_rows, err);
+    }
+    if (layer->qkv != NULL) attention_root(t, layer, t->root, batch);
+    if (t->shard.degree > 1) {
+        int64_t start = clock_now_ns();
+        int owner = shard_layer_owner(layer_i, t->config.n_layers, t->shard.degree);
+        TRY(comm_broadcast(t->group, t->root, row_bytes(t, n_rows), owner, err));
+        t->times.comm_ns += clock_now_ns() - start;
+    }
+    backend_tree_sum(t->backend, t->residual, t->root, 1, layer->o_bias, n_rows, t->config.hidden);
+    return add_mlp(t, layer, n_rows, err);
+}
+
+/* Where the attention output (or its roots) of the j-th layer of a group stands in `stale`. */
+static float *stale_of(const struct transformer *t, int first, int j, int n_slots, int n_rows) {
+    size_t width = (size_t)n_rows * (size_t)t->config.hidden;
+    int degree = t->shard.degree;
+    if (!t->layer_owner) return t->stale + (size_t)(j * degree) * width;
+    int owner = shard_layer_owner(first + j, t->config.n_layers, degree);
+    return t->stale + (size_t)(owner * n_slots + j / degree) * width;
+}
+
+/* Attention of layers first .. first + n - 1, all from the residual stream as it is now. */
+static enum status compute_stale(struct transformer *t, int first, int n,
+                                 const struct transformer_batch *batch, struct error *err) {
+    int degree = t->shard.degree, n_slots = (n + degree - 1) / degree;
+    size_t bytes = row_bytes(t, batch->n_rows), width = bytes / sizeof(float);
+    for (int j = 0; j < n; j++) {
+        struct layer *layer = &t->layers[first + j];
+        float *out = stale_of(t, first, j, n_slots, batch->n_rows);
+        if (t->layer_owner) {
+            if (layer->qkv != NULL) attention_root(t, layer, out, batch);
+            continue;
+        }
+        float *mine = out + (size_t)t->shard.rank * width;
+        attention_root(t, layer, mine, batch);
+        if (degree > 1) TRY(gather_all(t, out, mine, bytes, err));
+    }
+    if (!t->layer_owner || degree == 1) return STATUS_OK;
+    const float *mine = t->stale + (size_t)(t->shard.rank * n_slots) * width;
+    return gather_all(t, t->stale, mine, (size_t)n_slots * bytes, err);
+}
+
+/* A group of layers whose attention runs at once on one stale input (EasySpec; speculation.md 3). Each output
+ * enters at its own place, so MLPs see everything before them. */
+static enum status run_group(struct transformer *t, int first, int n,
+                             const struct transformer_batch *batch, struct error *err) {
+    int degree = t->shard.degree, n_slots = (n + degree - 1) / degree;
+    TRY(compute_stale(t, first, n, batch, err));
+    for (int j = 0; j < n; j++) {
+        struct layer *layer = &t->layers[first + j];
+        const float *roots = stale_of(t, first, j, n_slots, batch->n_rows);
+        backend_tree_sum(t->backend, t->residual, roots, t->layer_owner ? 1 : degree,
+                         layer->o_bias, batch->n_rows, t->config.hidden);
+        TRY(add_mlp(t, layer, batch->n_rows, err));
+    }
+    return STATUS_OK;
+}
+
+/* First and last layer alone, those between in groups of the batch's width. */
+static enum status run_layers(struct transformer *t, const struct transformer_batch *batch,
+                              struct error *err) {
+    int n_layers = t->config.n_layers, width = batch->layer_width;
+    if (width <= 1) {
+        for (int i = 0; i < n_layers; i++) TRY(run_layer(t, i, batch, err));
+        return STATUS_OK;
+    }
+    CHECK(width <= t->max_layer_width);
+    TRY(run_layer(t, 0, batch, err));
+    for (int i = 1; i < n_layers - 1; i += width) {
+        int left = n_layers - 1 - i;
+        TRY(run_group(t, i, left < width ? left : width, batch, err));
+    }
+    return n_layers > 1 ? run_layer(t, n_layers - 1, batch, err) : STATUS_OK;
 }
 
 /* Ranks' vocabulary shards, [n_rows, shard] one after the other, into rows of the whole vocabulary. */
@@ -430,13 +561,7 @@ enum status transformer_forward(struct transformer *t, const struct transformer_
 
     backend_embed(t->backend, t->residual, &t->embedding, batch->tokens, batch->n_rows,
                   t->config.hidden);
-    for (int i = 0; i < t->config.n_layers; i++) {
-        struct layer *layer = &t->layers[i];
-        attention_root(t, layer, batch);
-        TRY(add_row_parallel(t, layer->o_bias, batch->n_rows, err));
-        mlp_root(t, layer, batch->n_rows);
-        TRY(add_row_parallel(t, NULL, batch->n_rows, err));
-    }
+    TRY(run_layers(t, batch, err));
     TRY(compute_logits(t, batch, logits, err));
 
     int64_t comm_ns = t->times.comm_ns - comm_before;
