@@ -68,7 +68,7 @@ static void send_finish(struct session *session) {
     Tandem__V1__Finish finish = TANDEM__V1__FINISH__INIT;
     Tandem__V1__GenerateChunk chunk = TANDEM__V1__GENERATE_CHUNK__INIT;
     fill_usage(session, &usage, &timing);
-    speculation.mode = "plain";
+    spec_report_describe(&session->report, &speculation);
     finish.reason = (char *)session->reason;
     int stop = stream_stop(session->stream);
     if (stop >= 0) finish.stop_string = session->params.stops[stop];
@@ -126,16 +126,40 @@ static void drop_ids(struct token_list *list, size_t n) {
     list->n -= n;
 }
 
-/* Sends the first tokens of the output and all of its text. False: the call takes nothing now. */
+/* Takes out what a chunk carried: the first n tokens, n_bytes of text, `top` alternatives. */
+static void drop_sent(struct session *session, size_t n, size_t n_bytes, size_t top) {
+    struct session_output *output = &session->output;
+    bytes_drop(&output->text, n_bytes);
+    drop_ids(&output->ids, n);
+    bytes_drop(&output->drafted, n * sizeof(protobuf_c_boolean));
+    bytes_drop(&output->text_ends, n * sizeof(uint32_t));
+    uint32_t *ends = (uint32_t *)output->text_ends.data;
+    for (size_t i = 0; i < output->ids.n; i++) ends[i] -= (uint32_t)n_bytes;
+    if (session->params.logprobs < 0) return;
+    bytes_drop(&output->logprobs, n * sizeof(float));
+    bytes_drop(&output->n_top, n * sizeof(uint32_t));
+    drop_ids(&output->top_ids, top);
+    bytes_drop(&output->top_logprobs, top * sizeof(float));
+}
+
+/* Sends the first tokens of the output with their text. False: the call takes nothing now. */
 static bool send_chunk(struct session *session) {
     struct session_output *output = &session->output;
     Tandem__V1__GenerateChunk chunk = TANDEM__V1__GENERATE_CHUNK__INIT;
     Tandem__V1__TokenLogprob *messages = NULL, **rows = NULL;
-    size_t n = output->ids.n < CHUNK_MAX_TOKENS ? output->ids.n : CHUNK_MAX_TOKENS, top = 0;
+    uint32_t *ends = (uint32_t *)output->text_ends.data;
+    bool all = output->ids.n <= CHUNK_MAX_TOKENS;
+    size_t n = all ? output->ids.n : CHUNK_MAX_TOKENS, top = 0;
+    size_t n_bytes = all ? output->text.n : ends[n - 1];
     chunk.request_id = session->id;
-    chunk.text = (ProtobufCBinaryData){output->text.n, (uint8_t *)output->text.data};
+    chunk.text = (ProtobufCBinaryData){n_bytes, (uint8_t *)output->text.data};
     chunk.n_token_ids = n;
     chunk.token_ids = output->ids.ids;
+    if (session->has_drafter) {
+        chunk.n_drafted = chunk.n_text_ends = n;
+        chunk.drafted = (protobuf_c_boolean *)output->drafted.data;
+        chunk.text_ends = ends;
+    }
     if (session->params.logprobs >= 0) {
         top = build_logprobs(output, n, &messages, &rows);
         chunk.n_logprobs = n;
@@ -145,14 +169,7 @@ static bool send_chunk(struct session *session) {
     free(messages);
     free(rows);
     if (status == STATUS_RESOURCE_EXHAUSTED) return false;
-    output->text.n = 0;
-    drop_ids(&output->ids, n);
-    if (session->params.logprobs >= 0) {
-        bytes_drop(&output->logprobs, n * sizeof(float));
-        bytes_drop(&output->n_top, n * sizeof(uint32_t));
-        drop_ids(&output->top_ids, top);
-        bytes_drop(&output->top_logprobs, top * sizeof(float));
-    }
+    drop_sent(session, n, n_bytes, top);
     return true;
 }
 
@@ -164,12 +181,19 @@ static bool may_send(struct session *session) {
     return rpc_call_backlog(session->call) == 0;
 }
 
+/* The text is over, but the replica, which still has the request, will say what drafting did for it:
+ * the finish waits for that, a step at most. */
+static bool awaits_report(const struct session *session) {
+    return session->has_drafter && session->replica != NULL && !session->reported;
+}
+
 /* Sends what the client can take; with nothing left and the end known, the finish. */
 static void advance(struct session *session) {
     while (has_output(session)) {
         if (!may_send(session) || !send_chunk(session)) return;
     }
-    if (session->ending && may_send(session)) send_finish(session);
+    if (!session->ending || awaits_report(session)) return;
+    if (may_send(session)) send_finish(session);
 }
 
 /* Before an error: everything goes out, whatever the client has read. */
@@ -266,6 +290,30 @@ struct columns {
     size_t token, logprob, top;   /* how far each column is read */
 };
 
+/* The columns that only replicas with a drafter fill. */
+static enum status check_speculation(const Tandem__V1__Step *step, struct error *err) {
+    struct spec_report report;
+    if ((step->n_accepted_counts != 0 && step->n_accepted_counts != step->n_keys) ||
+        (step->n_spec_reports != 0 && step->n_spec_reports != step->n_finished_keys)) {
+        return error_set(err, STATUS_INTERNAL,
+                         "a step has %zu accepted counts for %zu keys and %zu reports for %zu "
+                         "finished keys; expected one for each, or none",
+                         step->n_accepted_counts, step->n_keys, step->n_spec_reports,
+                         step->n_finished_keys);
+    }
+    for (size_t i = 0; i < step->n_accepted_counts; i++) {
+        if (step->accepted_counts[i] <= step->token_counts[i]) continue;
+        return error_set(err, STATUS_INTERNAL,
+                         "a step has %" PRIu32 " accepted tokens among the %" PRIu32
+                         " of key %" PRIu64, step->accepted_counts[i], step->token_counts[i],
+                         step->keys[i]);
+    }
+    for (size_t i = 0; i < step->n_spec_reports; i++) {
+        TRY(spec_report_take(&report, step->spec_reports[i], err));
+    }
+    return STATUS_OK;
+}
+
 /* Proves once that every later index is inside its column. */
 static enum status check_columns(const struct coordinator *c, const struct replica *replica,
                                  const Tandem__V1__Step *step, struct error *err) {
@@ -275,6 +323,7 @@ static enum status check_columns(const struct coordinator *c, const struct repli
         step->n_top_ids != step->n_top_logprobs) {
         return error_set(err, STATUS_INTERNAL, "a step's columns differ in length");
     }
+    TRY(check_speculation(step, err));
     for (size_t i = 0; i < step->n_keys; i++) {
         const struct session *session = session_by_key(&c->sessions, step->keys[i]);
         if (session == NULL || session->replica != replica) {
@@ -312,17 +361,21 @@ static void take_logprob(struct session *session, struct columns *at, bool keep)
 }
 
 /* One token; true: it completed a stop string. */
-static bool take_token(struct session *session, int32_t id, bool is_end, int64_t now_ns) {
+static bool take_token(struct session *session, int32_t id, bool drafted, bool is_end,
+                       int64_t now_ns) {
     struct session_output *output = &session->output;
+    protobuf_c_boolean flag = drafted;
+    bool matched = false;
+    if (is_end) stream_push_silent(session->stream);
+    else matched = stream_push(session->stream, &output->text, id);
+    uint32_t text_end = (uint32_t)output->text.n;
     token_list_push(&output->ids, id);
+    bytes_append(&output->drafted, &flag, sizeof flag);
+    bytes_append(&output->text_ends, &text_end, sizeof text_end);
     session->last_token = id;
     session->n_tokens++;
     session->last_token_ns = now_ns;
-    if (is_end) {
-        stream_push_silent(session->stream);
-        return false;
-    }
-    return stream_push(session->stream, &output->text, id);
+    return matched;
 }
 
 static void observe_tokens(struct coordinator *c, struct session *session, uint32_t n,
@@ -337,9 +390,11 @@ static void observe_tokens(struct coordinator *c, struct session *session, uint3
     metric_observe_many(c->facts.itl, each, n);
 }
 
+/* The next n tokens, of which the first n_accepted were drafted. */
 static void take_tokens(struct coordinator *c, struct session *session, struct columns *at,
-                        uint32_t n, int64_t now_ns) {
+                        uint32_t n, uint32_t n_accepted, int64_t now_ns) {
     bool matched = false;
+    if (at->step->n_accepted_counts > 0) session->has_drafter = true;
     if (session->state == SESSION_RUNNING) observe_tokens(c, session, n, now_ns);
     for (uint32_t i = 0; i < n; i++) {
         int32_t id = at->step->tokens[at->token++];
@@ -347,7 +402,7 @@ static void take_tokens(struct coordinator *c, struct session *session, struct c
         if (session->params.logprobs >= 0) take_logprob(session, at, keep);
         if (!keep) continue;
         bool is_end = i + 1 == n && session->step_finish == TANDEM__V1__FINISH_REASON__FINISH_STOP_TOKEN;
-        matched = take_token(session, id, is_end, now_ns);
+        matched = take_token(session, id, i < n_accepted, is_end, now_ns);
         session->replica->n_tokens++;
     }
     if (session->state != SESSION_RUNNING) return;
@@ -376,6 +431,7 @@ static void end_with_error(struct coordinator *c, struct session *session, uint3
 /* The replica has ended it and forgets the key. */
 static void take_finish(struct coordinator *c, struct session *session, uint32_t cached) {
     uint32_t reason = session->step_finish;
+    session->reported = true;
     session->n_cached = cached;
     session->step_finish = TANDEM__V1__FINISH_REASON__FINISH_NONE;
     if (session->state == SESSION_RUNNING) {
@@ -390,7 +446,15 @@ static void take_finish(struct coordinator *c, struct session *session, uint32_t
     replica->n_submitted--;
     replica->n_tokens -= tokens < replica->n_tokens ? tokens : replica->n_tokens;
     session->replica = NULL;
+    /* Of a text that ended earlier (a stop string, a cancel) the finish waited for the report. */
+    if (session->ending && !session->call_closed) advance(session);
     release_if_over(c, session);
+}
+
+static void take_report(struct session *session, const Tandem__V1__SpecReport *said) {
+    struct error err;
+    /* Checked with the columns. */
+    CHECK(spec_report_take(&session->report, said, &err) == STATUS_OK);
 }
 
 bool generate_step(struct coordinator *c, struct replica *replica, const Tandem__V1__Step *step,
@@ -412,11 +476,13 @@ bool generate_step(struct coordinator *c, struct replica *replica, const Tandem_
         }
         session->step_finish = step->finish_reasons[i];
         session->cancel_sent = true;   /* nothing is left to be cancelled */
+        if (step->n_spec_reports > 0) take_report(session, step->spec_reports[i]);
     }
     struct columns at = {.step = step};
     for (size_t i = 0; i < step->n_keys; i++) {
         struct session *session = session_by_key(&c->sessions, step->keys[i]);
-        take_tokens(c, session, &at, step->token_counts[i], now_ns);
+        uint32_t n_accepted = step->n_accepted_counts > 0 ? step->accepted_counts[i] : 0;
+        take_tokens(c, session, &at, step->token_counts[i], n_accepted, now_ns);
     }
     for (size_t i = 0; i < step->n_finished_keys; i++) {
         struct session *session = session_by_key(&c->sessions, step->finished_keys[i]);
@@ -474,6 +540,7 @@ static void fail_one(struct coordinator *c, struct session *session, const struc
         session->cancel_sent = true;
     }
     if (session->state != SESSION_DONE) fail(c, session, err);
+    else if (session->ending && !session->call_closed) advance(session);
     release_if_over(c, session);
 }
 

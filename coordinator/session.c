@@ -20,6 +20,8 @@ void session_free(struct session *session) {
     bytes_free(&session->output.n_top);
     token_list_free(&session->output.top_ids);
     bytes_free(&session->output.top_logprobs);
+    bytes_free(&session->output.drafted);
+    bytes_free(&session->output.text_ends);
     token_list_free(&session->prompt);
     rpc_message_free(&session->request->base);
     rpc_call_unref(session->call);

@@ -14,6 +14,7 @@
 #include "coordinator/bytes.h"
 #include "coordinator/fleet.h"
 #include "coordinator/params.h"
+#include "coordinator/spec_report.h"
 #include "coordinator/stream.h"
 #include "model/tokenizer.h"
 #include "proto/rpc.h"
@@ -30,6 +31,8 @@ struct session_output {
     struct bytes n_top;         /* uint32_t, one per id */
     struct token_list top_ids;
     struct bytes top_logprobs;  /* float */
+    struct bytes drafted;       /* protobuf_c_boolean, one per id */
+    struct bytes text_ends;     /* uint32_t, one per id: bytes of text up to and with it */
 };
 
 struct session {
@@ -49,6 +52,9 @@ struct session {
     bool cancel_sent;
     struct stream *stream;
     struct session_output output;
+    bool has_drafter;                /* its replica says which tokens were drafted */
+    bool reported;                   /* the replica has ended it and said what drafting did */
+    struct spec_report report;
     int32_t last_token;
     uint32_t n_tokens, n_cached;
     uint32_t step_finish;            /* reason this step gives, while the step is handled */
