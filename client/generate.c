@@ -8,7 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
+#include "client/shade.h"
 #include "common/clock.h"
 #include "common/options.h"
 #include "proto/rpc.h"
@@ -57,6 +59,11 @@ static const struct options_row rows[] = {
      .help = "subtracted as often as the answer holds the token; without it 0"},
     {.name = "logit-bias", .type = OPTIONS_LIST, .group = "Sampling", .value = "ID=B",
      .help = "added to a token's logit"},
+    {.name = "speculation", .type = OPTIONS_TEXT, .group = "Speculation", .value = "MODE",
+     .help = "auto, off, or a mode that the server can run (plain, sd, easyspec, pearl, pearl+lp); "
+             "without it auto"},
+    {.name = "num-speculative-tokens", .type = OPTIONS_COUNT, .group = "Speculation", .value = "N",
+     .help = "tokens drafted in a round at most; without it, or 0, what the server chooses"},
     {.name = "stop", .type = OPTIONS_LIST, .group = "Ending", .value = "TEXT",
      .help = "ends before this text"},
     {.name = "stop-token-ids", .type = OPTIONS_TEXT, .group = "Ending", .value = "1,2",
@@ -69,6 +76,9 @@ static const struct options_row rows[] = {
      .help = "log-probabilities of each token and of the N likeliest (with --json)"},
     {.name = "show-special", .type = OPTIONS_FLAG, .group = "Output",
      .help = "special tokens appear in the text"},
+    {.name = "shade", .type = OPTIONS_CHOICE, .group = "Output", .value = "WHEN",
+     .help = "shows accepted draft tokens fainter; auto: on a terminal", .initial = "auto",
+     .choices = "auto|always|never"},
     {.name = "json", .type = OPTIONS_FLAG, .group = "Output",
      .help = "prints one JSON object per event; the last has \"done\": true"},
     {.name = "config", .type = OPTIONS_TEXT, .group = "General", .value = "FILE",
@@ -81,6 +91,7 @@ static const struct options_row rows[] = {
 struct generation {
     const struct options *options;
     bool json;
+    struct shade shade;
     char *text;              /* everything so far (JSON's last event repeats it) */
     size_t n_text;
     json_t *token_ids;
@@ -299,6 +310,18 @@ static enum status set_sampling(Tandem__V1__SamplingParams *sampling,
     return STATUS_OK;
 }
 
+static enum status set_speculation(Tandem__V1__GenerateRequest *request,
+                                   const struct options *options, struct error *err) {
+    const char *mode = options_text(options, "speculation");
+    uint64_t n = options_count(options, "num-speculative-tokens");
+    if (n > UINT32_MAX) {
+        return error_set(err, STATUS_INVALID_ARGUMENT, "--num-speculative-tokens is below 2^32");
+    }
+    if (mode != NULL) request->speculation = xstrdup(mode);
+    request->num_speculative_tokens = (uint32_t)n;
+    return STATUS_OK;
+}
+
 /* Builds the request; on failure too, the caller frees *out with protobuf-c. */
 static enum status build_request(Tandem__V1__GenerateRequest **out, const struct options *options,
                                  struct error *err) {
@@ -309,6 +332,7 @@ static enum status build_request(Tandem__V1__GenerateRequest **out, const struct
     *out = request;
     const char *id = options_text(options, "request-id");
     if (id != NULL) request->request_id = xstrdup(id);
+    TRY(set_speculation(request, options, err));
     TRY(set_input(request, options, err));
     return set_sampling(request->sampling, options, err);
 }
@@ -341,6 +365,13 @@ static void print_chunk_json(const Tandem__V1__GenerateChunk *chunk) {
                               chunk->text.len > 0 ? (const char *)chunk->text.data : "",
                               (int)chunk->text.len, "token_ids", ids);
     CHECK(event != NULL);
+    if (chunk->n_drafted > 0) {
+        json_t *drafted = json_array();
+        for (size_t i = 0; i < chunk->n_drafted; i++) {
+            json_array_append_new(drafted, json_boolean(chunk->drafted[i]));
+        }
+        json_object_set_new(event, "drafted", drafted);
+    }
     if (chunk->n_logprobs > 0) {
         json_t *logprobs = json_array();
         for (size_t i = 0; i < chunk->n_logprobs; i++) {
@@ -356,10 +387,12 @@ static json_t *speculation_json(const Tandem__V1__SpeculationReport *report) {
     for (size_t i = 0; i < report->n_acceptance_histogram; i++) {
         json_array_append_new(histogram, json_integer(report->acceptance_histogram[i]));
     }
-    return json_pack("{ss sf sf sI so}", "mode", report->mode, "mean_acceptance_length",
+    return json_pack("{ss sf sf so sI sI sI}", "mode", report->mode, "mean_acceptance_length",
                      report->mean_acceptance_length, "draft_acceptance_rate",
-                     report->draft_acceptance_rate, "num_spec_steps",
-                     (json_int_t)report->num_spec_steps, "acceptance_histogram", histogram);
+                     report->draft_acceptance_rate, "acceptance_histogram", histogram,
+                     "num_spec_steps", (json_int_t)report->num_spec_steps, "num_draft_tokens",
+                     (json_int_t)report->num_draft_tokens, "num_accepted_tokens",
+                     (json_int_t)report->num_accepted_tokens);
 }
 
 /* Seeds are 64 bits, JSON's integers here 63: the upper half is written as text. */
@@ -396,24 +429,38 @@ static void print_finish_json(const struct generation *g, const Tandem__V1__Gene
     print_event(event);
 }
 
+/* "mode pearl, mean acceptance length 3.21", or only the mode where nothing was judged. */
+static void describe_speculation(char *out, size_t size,
+                                 const Tandem__V1__SpeculationReport *report) {
+    if (report == NULL || report->num_spec_steps == 0) {
+        snprintf(out, size, "mode %.32s", report != NULL ? report->mode : "plain");
+        return;
+    }
+    snprintf(out, size, "mode %.32s, mean acceptance length %.2f", report->mode,
+             report->mean_acceptance_length);
+}
+
 static void print_finish(const struct generation *g, const Tandem__V1__Finish *finish) {
+    char speculation[100];
     if (g->n_text > 0 && g->last != '\n') putchar('\n');
     fflush(stdout);
+    describe_speculation(speculation, sizeof speculation, finish->speculation);
     fprintf(stderr,
-            "[%u prompt tokens (%u cached), %u tokens, TTFT %.1f ms, %.1f tokens/s, finish %s, "
+            "[%u prompt tokens (%u cached), %u tokens, TTFT %.1f ms, %.1f tokens/s, %s, finish %s, "
             "seed %" PRIu64 "]\n",
             finish->usage->prompt_tokens, finish->usage->cached_tokens,
             finish->usage->completion_tokens, finish->timing->ttft_seconds * 1e3,
-            finish->timing->tokens_per_second, finish->reason, finish->seed);
+            finish->timing->tokens_per_second, speculation, finish->reason, finish->seed);
 }
 
-/* INTERNAL: the last chunk lacks what every server sends. */
+/* INTERNAL: the chunk contradicts itself, or the last one lacks what every server sends. */
 static enum status take_chunk(struct generation *g, const Tandem__V1__GenerateChunk *chunk,
                               struct error *err) {
     const Tandem__V1__Finish *finish = chunk->finish;
     if (finish != NULL && (finish->usage == NULL || finish->timing == NULL)) {
         return error_set(err, STATUS_INTERNAL, "the server's last chunk has no usage or timing");
     }
+    TRY(shade_check(chunk, err));
     if (chunk->text.len > 0) {
         g->text = xrealloc(g->text, g->n_text + chunk->text.len);
         memcpy(g->text + g->n_text, chunk->text.data, chunk->text.len);
@@ -427,7 +474,7 @@ static enum status take_chunk(struct generation *g, const Tandem__V1__GenerateCh
         if (chunk->text.len > 0 || chunk->n_token_ids > 0) print_chunk_json(chunk);
         if (finish != NULL) print_finish_json(g, chunk);
     } else {
-        if (chunk->text.len > 0) fwrite(chunk->text.data, 1, chunk->text.len, stdout);
+        shade_write(&g->shade, stdout, chunk);
         if (finish != NULL) print_finish(g, finish);
     }
     fflush(stdout);
@@ -503,6 +550,13 @@ static int report(const struct generation *g, const struct error *err) {
     return err->status == STATUS_CANCELLED ? 130 : 1;
 }
 
+/* Whether text is shaded. With --json nothing is: marks stand beside the tokens. */
+static bool shades(const struct options *options) {
+    const char *when = options_text(options, "shade");
+    if (options_flag(options, "json") || strcmp(when, "never") == 0) return false;
+    return strcmp(when, "always") == 0 || isatty(STDOUT_FILENO);
+}
+
 static int run(const struct options *options) {
     struct error err;
     Tandem__V1__GenerateRequest *request;
@@ -518,7 +572,8 @@ static int run(const struct options *options) {
         result = 2;
     } else {
         struct generation g = {.options = options, .json = options_flag(options, "json"),
-                               .text = xcalloc(1, 1), .token_ids = json_array()};
+                               .shade = {.on = shades(options)}, .text = xcalloc(1, 1),
+                               .token_ids = json_array()};
         if (generate(&g, request, &err) != STATUS_OK) result = report(&g, &err);
         free(g.text);
         json_decref(g.token_ids);
