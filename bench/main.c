@@ -6,6 +6,7 @@
 #include "bench/engine.h"
 #include "bench/kernels.h"
 #include "bench/make_model.h"
+#include "bench/spec.h"
 #include "bench/tokenizer.h"
 
 static const struct command {
@@ -17,6 +18,7 @@ static const struct command {
     {"engine", bench_engine, "decoding, cost of rows, prefill and step overhead of a model"},
     {"coordinator", bench_coordinator, "streaming and latency of the coordinator, with a stub replica"},
     {"tokenizer", bench_tokenizer, "encoding and decoding of a text, on one core"},
+    {"spec", bench_spec, "every mode of speculation side by side"},
     {"make-model", bench_make_model, "writes a random checkpoint, or a target/draft pair"},
 };
 

@@ -119,6 +119,7 @@ static void fill_plan(struct local_group *group) {
     plan->max_window = options->max_window > 0 ? options->max_window : SPEC_MAX_WINDOW;
     plan->max_layer_width = options->max_layer_width > 0 ? options->max_layer_width : 1;
     plan->rule = options->rule;
+    plan->keeps_fuzzy = options->keeps_fuzzy;
     plan->max_logit_rows = options->max_logit_rows;
     if (options->ngram) plan->drafter = RANK_NGRAM_DRAFTER;
     if (options->draft_dir == NULL) return;

@@ -26,6 +26,7 @@ struct local_group_options {
     int max_layer_width;   /* 0: 1 */
     bool prefix_cache;     /* of the draft */
     enum sampling_rule rule;
+    bool keeps_fuzzy;      /* no calibration, for measuring */
     const char *trace_file; /* NULL: none; written by local_group_destroy */
 };
 

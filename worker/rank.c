@@ -305,6 +305,7 @@ static struct drafter *model_drafter(struct rank *r) {
         .max_rows = rows_of(plan),
         .prefix_cache = plan->prefix_cache,
         .keeps_distributions = plan->rule == SAMPLING_REJECTION,
+        .keeps_fuzzy = plan->keeps_fuzzy,
     };
     return model_drafter_create(&options);
 }

@@ -37,6 +37,7 @@ struct rank_plan {
     int32_t max_window, max_layer_width;
     int32_t max_logit_rows; /* of a step of the target; 0: what windows and sequences want */
     enum sampling_rule rule;
+    bool keeps_fuzzy; /* see model_drafter.h; for measuring */
 };
 
 /* Ranks of the replica, and the shard of a rank, -1 where it has none. */

@@ -49,6 +49,7 @@ struct step_loop {
     int n_rows, n_prefill_rows;
     bool told_idle; /* the stats of an empty replica have been told */
     int64_t step_ns;
+    struct step_loop_times times;
 };
 
 static void columns_create(struct columns *c, size_t n, size_t max_tokens) {
@@ -375,14 +376,24 @@ static enum status settle(struct step_loop *loop, const struct scheduler_plan *p
 
 static enum status compute(struct step_loop *loop, struct scheduler_plan *plan, int64_t now_ns,
                            struct error *err) {
+    struct step_loop_times *times = &loop->times;
+    int64_t start = clock_now_ns();
     if (loop->speculation != NULL) TRY(speculation_start(loop->speculation, plan, now_ns, err));
+    int64_t started = clock_now_ns();
     struct transformer_batch batch = build_batch(loop, plan);
     float *logits;
-    int64_t start = clock_now_ns();
     TRY(engine_forward(loop->options.engine, ENGINE_TARGET, &batch, &logits, err));
-    int64_t pass_ns = clock_now_ns() - start;
-    if (loop->speculation != NULL) TRY(speculation_finish(loop->speculation, plan, pass_ns, err));
-    return settle(loop, plan, logits, err);
+    int64_t passed = clock_now_ns();
+    if (loop->speculation != NULL) {
+        TRY(speculation_finish(loop->speculation, plan, passed - started, err));
+    }
+    int64_t finished = clock_now_ns();
+    TRY(settle(loop, plan, logits, err));
+    times->steps++;
+    times->pass_ns += passed - started;
+    times->draft_ns += started - start + finished - passed;
+    times->sample_ns += clock_now_ns() - finished;
+    return STATUS_OK;
 }
 
 enum status step_loop_step(struct step_loop *loop, int64_t now_ns, struct error *err) {
@@ -395,6 +406,7 @@ enum status step_loop_step(struct step_loop *loop, int64_t now_ns, struct error 
     if (plan->n_items > 0) TRY(compute(loop, plan, now_ns, err));
     loop->told_idle = scheduler_idle(loop->scheduler);
     loop->step_ns = clock_now_ns() - start;
+    if (plan->n_items > 0) loop->times.total_ns += loop->step_ns;
     if (loop->speculation != NULL) {
         if (scheduler_idle(loop->scheduler)) TRY(speculation_flush(loop->speculation, err));
         speculation_note_step(loop->speculation, (int)loop->columns.n_tokens, loop->step_ns);
@@ -453,4 +465,8 @@ void step_loop_describe(struct step_loop *loop, Tandem__V1__Step *step,
     step->top_logprobs = c->top_logprobs;
     step->n_top_ids = step->n_top_logprobs = c->n_top_entries;
     step->stats = stats;
+}
+
+struct step_loop_times step_loop_times(const struct step_loop *loop) {
+    return loop->times;
 }

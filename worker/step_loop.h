@@ -81,3 +81,13 @@ enum status step_loop_step(struct step_loop *loop, int64_t now_ns, struct error 
  * that stay valid until the next step. */
 void step_loop_describe(struct step_loop *loop, Tandem__V1__Step *step,
                         Tandem__V1__StepStats *stats);
+
+/* Where the time of the leader's steps went, since creation. */
+struct step_loop_times {
+    int64_t steps;     /* that computed something */
+    int64_t total_ns;
+    int64_t pass_ns;   /* the target's passes, collectives and telling included */
+    int64_t draft_ns;  /* waiting for the drafter, or drafting where it is local */
+    int64_t sample_ns; /* the target's own tokens */
+};
+struct step_loop_times step_loop_times(const struct step_loop *loop);

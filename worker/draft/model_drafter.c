@@ -289,7 +289,8 @@ static enum status next_pass(struct model_drafter *d, struct error *err) {
         struct place *place = &d->places[active->slot];
         int length = draft_sequence_length(&d->history->sequences[active->slot]);
         add_rows(d, active->slot, place->present, length - place->present, i);
-        if (d->layer_width <= 1 && place->exact == place->present) place->exact = length;
+        bool exact = d->layer_width <= 1 && place->exact == place->present;
+        if (exact || d->options.keeps_fuzzy) place->exact = length;
         place->present = length;
     }
     float *logits;

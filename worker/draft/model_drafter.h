@@ -22,6 +22,7 @@ struct model_drafter_options {
     int max_rows; /* of one pass */
     bool prefix_cache;
     bool keeps_distributions; /* for sampling rule `rejection` */
+    bool keeps_fuzzy; /* fuzzy KV passes for exact: measures what the calibration is worth */
 };
 
 struct drafter *model_drafter_create(const struct model_drafter_options *options);
