@@ -9,8 +9,8 @@ enum status shade_check(const Tandem__V1__GenerateChunk *chunk, struct error *er
     }
     if (fits) return STATUS_OK;
     return error_set(err, STATUS_INTERNAL,
-                     "the server's chunk has %zu tokens with %zu marks and %zu ends in %zu bytes of "
-                     "text; expected one of each for every token, the ends ascending",
+                     "the server's chunk has %zu tokens with %zu marks and %zu ends in %zu bytes "
+                     "of text; expected one of each for every token, the ends ascending",
                      chunk->n_token_ids, chunk->n_drafted, chunk->n_text_ends, chunk->text.len);
 }
 

@@ -36,7 +36,7 @@ PURE = [
     "worker/scheduler", "worker/kv_blocks", "worker/capacity", "worker/spec/",
     "coordinator/admission", "coordinator/router", "coordinator/placement", "coordinator/stream",
     "coordinator/params", "coordinator/fleet", "coordinator/policy", "coordinator/speed_model",
-    "coordinator/planner",
+    "coordinator/planner", "coordinator/spec_report", "coordinator/speculation_facts",
 ]
 # Under TILE_EMULATION, which only tests define, the kernel takes its tiles from plain C.
 ALLOWED = {("kernels/cpu/tile.h", "tests/reference/tile_emulation.h")}

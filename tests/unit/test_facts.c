@@ -73,7 +73,8 @@ static void expect_counts(const struct facts *facts, uint64_t scale) {
                  (unsigned long long)(rows[i].value * scale));
         cr_assert(shows(facts, line), "expected%s", line);
     }
-    snprintf(line, sizeof line, "\ntandem_spec_draft_wait_seconds_total %.6f\n", 0.25 * (double)scale);
+    snprintf(line, sizeof line, "\ntandem_spec_draft_wait_seconds_total %.6f\n",
+             0.25 * (double)scale);
     cr_assert(shows(facts, line), "expected%s", line);
     snprintf(line, sizeof line, "\ntandem_spec_target_wait_seconds_total %.6f\n",
              1.000001 * (double)scale);

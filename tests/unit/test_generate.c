@@ -74,7 +74,9 @@ static void join(struct way *way) {
     up.kind_case = TANDEM__V1__REPLICA_UP__KIND_READY;
     up.ready = &ready;
     tell(way, &up);
-    for (int i = 0; i < 2000 && !atomic_load(&way->coordinator->serving); i++) clock_sleep_ns(5000000);
+    for (int i = 0; i < 2000 && !atomic_load(&way->coordinator->serving); i++) {
+        clock_sleep_ns(5000000);
+    }
     cr_assert(atomic_load(&way->coordinator->serving));
 }
 
@@ -131,7 +133,8 @@ static void tell_step(struct way *way, struct script *script) {
 
 /* ---- the client's side ----------------------------------------------------------------------- */
 
-static void ask(struct way *way, const char *stop, const char *speculation, uint32_t n_speculative) {
+static void ask(struct way *way, const char *stop, const char *speculation,
+                uint32_t n_speculative) {
     struct error err;
     Tandem__V1__GenerateRequest request = TANDEM__V1__GENERATE_REQUEST__INIT;
     Tandem__V1__SamplingParams sampling = TANDEM__V1__SAMPLING_PARAMS__INIT;
@@ -145,7 +148,8 @@ static void ask(struct way *way, const char *stop, const char *speculation, uint
     sampling.stop = stops;
     sampling.n_stop = stop != NULL;
     cr_assert_eq(rpc_stream_open(&way->client, way->down, "/tandem.v1.Generation/Generate",
-                                 &tandem__v1__generate_chunk__descriptor, 0, NULL, &err), STATUS_OK);
+                                 &tandem__v1__generate_chunk__descriptor, 0, NULL, &err),
+                 STATUS_OK);
     cr_assert_eq(rpc_stream_send(way->client, &request.base), STATUS_OK);
     rpc_stream_half_close(way->client);
     /* Nothing comes before the replica speaks; reading moves what was sent. */
@@ -203,7 +207,7 @@ static void read_tokens(struct way *way, size_t n) {
     }
 }
 
-/* Reads to the end and returns how the call ended; way->last: the chunk with the finish, or NULL. */
+/* Reads to the end and returns how the call ended; way->last: the chunk with the finish, if any. */
 static enum status read_end(struct way *way) {
     struct error end;
     ProtobufCMessage *message = NULL;
@@ -246,11 +250,11 @@ static void open_way(struct way *way) {
     cr_assert_eq(coordinator_start(&way->coordinator, &options, &err), STATUS_OK, "%s", err.text);
     snprintf(address, sizeof address, "127.0.0.1:%d", coordinator_port(way->coordinator));
     cr_assert_eq(rpc_channel_create(&way->up, address, &channel, &err), STATUS_OK, "%s", err.text);
-    cr_assert_eq(rpc_channel_create(&way->down, address, &channel, &err), STATUS_OK, "%s", err.text);
+    cr_assert_eq(rpc_channel_create(&way->down, address, &channel, &err), STATUS_OK);
     cr_assert_eq(rpc_stream_open(&way->replica, way->up, "/tandem.v1.Replica/Attach",
                                  &tandem__v1__replica_down__descriptor, 0, NULL, &err), STATUS_OK);
-    cr_assert_eq(tokenizer_encode(way->coordinator->model.tokenizer, &way->story, STORY, strlen(STORY),
-                                  false, &err), STATUS_OK);
+    cr_assert_eq(tokenizer_encode(way->coordinator->model.tokenizer, &way->story, STORY,
+                                  strlen(STORY), false, &err), STATUS_OK);
     cr_assert(way->story.n >= 8);
     join(way);
 }
@@ -302,7 +306,8 @@ Test(generate, a_replica_without_a_drafter_marks_nothing) {
     open_way(&way);
     ask(&way, NULL, "off", 0);
     submitted(&way, "plain", 0);
-    script_finish(&way, script_step(&way, &script, 0, 2, 0), TANDEM__V1__FINISH_REASON__FINISH_LENGTH);
+    script_finish(&way, script_step(&way, &script, 0, 2, 0),
+                  TANDEM__V1__FINISH_REASON__FINISH_LENGTH);
     script.step.n_accepted_counts = script.step.n_spec_reports = 0;
     tell_step(&way, &script);
     cr_assert_eq(read_end(&way), STATUS_OK);
@@ -329,7 +334,7 @@ Test(generate, after_a_stop_string_the_finish_has_the_report) {
     cr_assert(way.n_ids < 8);
     cr_assert_eq(way.n_marks, way.n_ids);
     way.text[way.n_text] = '\0';
-    cr_assert(strstr(way.text, "Once ") != NULL && strstr(way.text, "upon") == NULL, "%s", way.text);
+    cr_assert(strstr(way.text, "Once ") && !strstr(way.text, "upon"), "%s", way.text);
     cr_assert(way.last->finish->stop_string.len == strlen("upon a"));
     expect_report(&way, "stop");
     close_way(&way);
@@ -431,7 +436,8 @@ Test(generate, a_report_that_contradicts_itself_ends_the_replica) {
     open_way(&way);
     ask(&way, NULL, "", 0);
     submitted(&way, "", 0);
-    script_finish(&way, script_step(&way, &script, 0, 2, 0), TANDEM__V1__FINISH_REASON__FINISH_LENGTH);
+    script_finish(&way, script_step(&way, &script, 0, 2, 0),
+                  TANDEM__V1__FINISH_REASON__FINISH_LENGTH);
     script.report.drafts = 4;
     expect_broken_off(&way, &script, "histogram counts 3 rounds");
     close_way(&way);
