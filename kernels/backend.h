@@ -120,6 +120,11 @@ void backend_kv_free(struct kv_cache *cache);
 /* Bytes of one block (K and V) of one layer. */
 size_t backend_kv_block_bytes(int n_kv_heads, int head_dim);
 
+/* What the cache holds of one position: k and v [n_kv_heads * head_dim], bf16 widened exactly to f32. Slow:
+ * for tests, and for moving sequences. blocks as in backend_segment. */
+void backend_kv_read(const struct kv_cache *cache, const int32_t *blocks, int position, float *k,
+                     float *v);
+
 /* Consecutive rows of one sequence at consecutive positions. */
 struct backend_segment {
     int row;               /* first row in the batch */

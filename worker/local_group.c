@@ -249,6 +249,10 @@ struct transformer *local_group_transformer(struct local_group *group) {
     return rank_transformer(group->members[0].rank, ENGINE_TARGET);
 }
 
+struct transformer *local_group_draft(struct local_group *group) {
+    return rank_transformer(group->members[0].rank, ENGINE_DRAFT);
+}
+
 const struct model_config *local_group_config(const struct local_group *group) {
     return rank_target_config(group->members[0].rank);
 }

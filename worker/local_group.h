@@ -39,6 +39,7 @@ void local_group_destroy(struct local_group *group);
 struct engine *local_group_engine(struct local_group *group);
 struct backend *local_group_backend(struct local_group *group);
 struct transformer *local_group_transformer(struct local_group *group);
+struct transformer *local_group_draft(struct local_group *group); /* NULL: not on rank 0 */
 const struct model_config *local_group_config(const struct local_group *group);
 /* Everything a step loop needs of the group; drafter NULL without one. */
 const struct rank_leadership *local_group_leadership(const struct local_group *group);

@@ -1,9 +1,11 @@
 #include "worker/speculation.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/clock.h"
+#include "common/log.h"
 #include "worker/draft/history.h"
 #include "worker/spec/spec_counts.h"
 #include "worker/trace.h"
@@ -182,10 +184,32 @@ static void shrink_wait(struct scheduler_item *item, int n) {
     item->n_rows = round_rows(item->round);
 }
 
+/* The draft says what it has; this is the target's side of the same sequences. */
+static void log_histories(const struct speculation *s) {
+    for (int i = 0; i < s->n_jobs; i++) {
+        const struct request *request = s->items[i]->request;
+        char words[256] = "";
+        size_t used = 0;
+        int first = request->n_tokens > 16 ? request->n_tokens - 16 : 0;
+        for (int j = first; j < request->n_tokens; j++) {
+            used += (size_t)snprintf(words + used, sizeof words - used, " %d", request->tokens[j]);
+        }
+        log_error("slot %d: the target has %d committed tokens, hash %016llx, the last ones:%s",
+                  request->spec.slot, request->n_tokens, (unsigned long long)request->spec.hash,
+                  words);
+    }
+}
+
+static enum status noticed(const struct speculation *s, enum status status) {
+    if (status == STATUS_ABORTED) log_histories(s);
+    return status;
+}
+
 static enum status collect(struct speculation *s, bool all, struct error *err) {
     struct draft_report report = {0};
     int64_t begin = clock_now_ns();
-    TRY(drafter_collect(s->options.drafter, s->chains, all, all ? &report : NULL, err));
+    struct draft_report *wanted = all ? &report : NULL;
+    TRY(noticed(s, drafter_collect(s->options.drafter, s->chains, all, wanted, err)));
     int64_t end = clock_now_ns();
     trace_add(s->options.trace, s->options.remote ? "wait" : "draft", begin, end);
     if (s->options.remote) s->counts.target_wait_ns += end - begin;
@@ -214,7 +238,7 @@ static bool waits_for_all(const struct speculation *s) {
 static enum status send_order(struct speculation *s, const struct draft_order *order,
                               struct error *err) {
     int64_t begin = clock_now_ns();
-    TRY(drafter_start(s->options.drafter, order, err));
+    TRY(noticed(s, drafter_start(s->options.drafter, order, err)));
     trace_add(s->options.trace, "hand-off", begin, clock_now_ns());
     for (int i = 0; i < s->n_ends; i++) s->free_slots[s->n_free++] = s->ends[i];
     s->n_ends = 0;

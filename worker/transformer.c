@@ -569,6 +569,13 @@ enum status transformer_forward(struct transformer *t, const struct transformer_
     return STATUS_OK;
 }
 
+bool transformer_kv_read(const struct transformer *t, int layer, const int32_t *blocks,
+                         int position, float *k, float *v) {
+    if (t->layers[layer].kv == NULL) return false;
+    backend_kv_read(t->layers[layer].kv, blocks, position, k, v);
+    return true;
+}
+
 struct transformer_times transformer_times(const struct transformer *t) {
     return t->times;
 }

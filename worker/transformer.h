@@ -55,6 +55,11 @@ enum status transformer_forward(struct transformer *transformer,
                                 const struct transformer_batch *batch, float **logits,
                                 struct error *err);
 
+/* This rank's KV of one position in one layer, see backend_kv_read; k and v have room for all heads. False:
+ * the layer's KV is on other ranks. */
+bool transformer_kv_read(const struct transformer *transformer, int layer, const int32_t *blocks,
+                         int position, float *k, float *v);
+
 /* Where the time of all passes so far went. */
 struct transformer_times {
     int64_t kernels_ns; /* in backend ops */

@@ -65,3 +65,18 @@ void kv_cache_write(struct kv_cache *cache, int head, int32_t block, int slot, c
         values[(size_t)d * 2] = finite_bf16(v[d]);
     }
 }
+
+void backend_kv_read(const struct kv_cache *cache, const int32_t *blocks, int position, float *k,
+                     float *v) {
+    size_t block = (size_t)blocks[position / BACKEND_KV_BLOCK] * cache->block_stride;
+    int slot = position % BACKEND_KV_BLOCK;
+    for (int head = 0; head < cache->n_kv_heads; head++) {
+        const uint16_t *keys = kv_cache_keys(cache, head) + block + slot * 2;
+        const uint16_t *values = kv_cache_values(cache, head) + block +
+                                 (size_t)(slot / 2) * (size_t)cache->padded * 2 + slot % 2;
+        for (int d = 0; d < cache->head_dim; d++) {
+            *k++ = bf16_to_f32(keys[(size_t)(d / 2) * 32 + (size_t)(d % 2)]);
+            *v++ = bf16_to_f32(values[(size_t)d * 2]);
+        }
+    }
+}

@@ -11,7 +11,7 @@
 #define MODEL TANDEM_SOURCE_DIR "/assets/models/llama-tale-target"
 #define DRAFT TANDEM_SOURCE_DIR "/assets/models/llama-tale-draft"
 
-enum { MAX_CONTEXT = 192, MAX_ROWS = 256, VOCAB = 4000 };
+enum { MAX_CONTEXT = LOT_CONTEXT, MAX_ROWS = 256, VOCAB = 4000, NOISE_PROMPT = 96 };
 
 /* Beginnings that both models have something to say to: drafts then hold often, and fall often enough. */
 static const char *const beginnings[] = {
@@ -30,7 +30,7 @@ static void set_prompt(struct lot *lot, int i, struct tokenizer *tokenizer,
     struct step_request *request = &lot->requests[i];
     request->prompt = lot->prompts[i];
     if (i % 4 == 3) { /* noise: nothing can be foreseen in it */
-        request->n_prompt = 1 + random_below(random, LOT_MAX_PROMPT);
+        request->n_prompt = 1 + random_below(random, NOISE_PROMPT);
         for (int p = 0; p < request->n_prompt; p++) {
             lot->prompts[i][p] = random_below(random, VOCAB);
         }
@@ -89,6 +89,20 @@ struct lot *lot_create(uint64_t seed, float temperature) {
         if (temperature < 0) set_mixed(lot, i, &random);
     }
     tokenizer_free(tokenizer);
+    return lot;
+}
+
+struct lot *lot_near_limit(uint64_t seed) {
+    struct lot *lot = lot_create(seed, 0.7f);
+    struct test_random random = {seed};
+    for (int i = 0; i < LOT_REQUESTS; i++) {
+        struct step_request *request = &lot->requests[i];
+        request->n_prompt = LOT_CONTEXT - 1 - i;
+        request->ignore_eos = true;
+        for (int p = 0; p < request->n_prompt; p++) {
+            lot->prompts[i][p] = random_below(&random, VOCAB);
+        }
+    }
     return lot;
 }
 
@@ -189,11 +203,13 @@ static void take_step(struct lot_outcomes *out, const Tandem__V1__Step *step, co
 }
 
 static enum status run_step(struct step_loop *loop, const struct way *way, const struct lot *lot,
-                            struct lot_outcomes *out, struct error *err) {
+                            struct lot_outcomes *out, const struct lot_cancel *cancel,
+                            struct error *err) {
     if (way->policy_at != NULL) {
         struct spec_policy policy = way->policy_at(out->n_steps, way);
         step_loop_set_policy(loop, &policy);
     }
+    if (cancel != NULL && out->n_steps == cancel->after_steps) step_loop_cancel(loop, cancel->key);
     TRY(step_loop_step(loop, 0, err));
     Tandem__V1__Step step;
     Tandem__V1__StepStats stats;
@@ -229,6 +245,12 @@ static struct spec_wish wish_at(int i) {
 
 enum status way_run(struct local_group *group, const struct way *way, const struct lot *lot,
                     struct lot_outcomes *out, struct error *err) {
+    return way_run_cancelling(group, way, lot, out, NULL, err);
+}
+
+enum status way_run_cancelling(struct local_group *group, const struct way *way,
+                               const struct lot *lot, struct lot_outcomes *out,
+                               const struct lot_cancel *cancel, struct error *err) {
     memset(out, 0, sizeof *out);
     struct step_loop *loop = open_loop(group, way);
     struct spec_policy policy = policy_of(way);
@@ -241,14 +263,14 @@ enum status way_run(struct local_group *group, const struct way *way, const stru
         /* The next one comes when there is room, and they do not come all at once. */
         int most = or_one(way->batch);
         while (status == STATUS_OK && i + 1 - n_ended(out) >= most) {
-            status = run_step(loop, way, lot, out, err);
+            status = run_step(loop, way, lot, out, cancel, err);
         }
         if (most > 1 && i % 3 == 2 && status == STATUS_OK) {
-            status = run_step(loop, way, lot, out, err);
+            status = run_step(loop, way, lot, out, cancel, err);
         }
     }
     while (status == STATUS_OK && !step_loop_idle(loop)) {
-        status = run_step(loop, way, lot, out, err);
+        status = run_step(loop, way, lot, out, cancel, err);
     }
     step_loop_destroy(loop);
     return status;

@@ -6,9 +6,11 @@
 #include <stdint.h>
 
 #include "worker/local_group.h"
+#include "worker/scheduler.h"
 #include "worker/step_loop.h"
 
-enum { LOT_REQUESTS = 16, LOT_MAX_PROMPT = 96, LOT_MAX_OUTPUT = 48, LOT_MAX_TEXT = 160 };
+enum { LOT_REQUESTS = 16, LOT_MAX_PROMPT = 192, LOT_MAX_OUTPUT = 48, LOT_MAX_TEXT = 240 };
+enum { LOT_CONTEXT = 192 };
 
 struct lot {
     int32_t prompts[LOT_REQUESTS][LOT_MAX_PROMPT];
@@ -19,6 +21,9 @@ struct lot {
 /* temperature < 0: mixed (0, 0.7, 1) with all kinds of filters, penalties and ends; else the same for all,
  * without filters. */
 struct lot *lot_create(uint64_t seed, float temperature);
+
+/* Noise prompts that leave 1 to 16 tokens of the context, and ask for more. */
+struct lot *lot_near_limit(uint64_t seed);
 
 struct lot_outcome {
     int32_t tokens[LOT_MAX_OUTPUT];
@@ -59,6 +64,15 @@ const char *way_name(char *out, size_t size, const struct way *way);
 enum status way_open(struct local_group **out, const struct way *way, struct error *err);
 enum status way_run(struct local_group *group, const struct way *way, const struct lot *lot,
                     struct lot_outcomes *out, struct error *err);
+
+/* The same with one request cancelled after some steps. */
+struct lot_cancel {
+    uint64_t key;
+    int after_steps;
+};
+enum status way_run_cancelling(struct local_group *group, const struct way *way,
+                               const struct lot *lot, struct lot_outcomes *out,
+                               const struct lot_cancel *cancel, struct error *err);
 
 /* NULL where both brought the same; else what differs, of which request. */
 const char *lot_compare(const struct lot_outcomes *a, const struct lot_outcomes *b, int *request);

@@ -349,6 +349,12 @@ static enum status collect(struct drafter *head, struct draft_chain *chains, boo
     return STATUS_OK;
 }
 
+int model_drafter_exact(const struct drafter *head, int slot, const int32_t **blocks) {
+    const struct place *place = &((const struct model_drafter *)head)->places[slot];
+    *blocks = place->kv.blocks;
+    return place->exact;
+}
+
 /* --- calibration in the slack -------------------------------------------------------------------- */
 
 bool model_drafter_is_fuzzy(const struct drafter *head) {

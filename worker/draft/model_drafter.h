@@ -27,6 +27,9 @@ struct model_drafter_options {
 
 struct drafter *model_drafter_create(const struct model_drafter_options *options);
 
+/* How many positions of a slot have exact KV, and where; for tests. blocks: borrowed until the next call. */
+int model_drafter_exact(const struct drafter *drafter, int slot, const int32_t **blocks);
+
 /* In the slack behind an answer: makes the KV of everything drafted exact, which also brings the next
  * round's first token should everything hold. Only after a collect of all. */
 enum status model_drafter_calibrate(struct drafter *drafter, int64_t *took_ns,
