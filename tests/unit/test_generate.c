@@ -191,7 +191,7 @@ static void keep_chunk(struct way *way, const Tandem__V1__GenerateChunk *chunk) 
         }
         way->ids[way->n_ids++] = chunk->token_ids[i];
     }
-    memcpy(way->text + way->n_text, chunk->text.data, chunk->text.len);
+    if (chunk->text.len > 0) memcpy(way->text + way->n_text, chunk->text.data, chunk->text.len);
     way->n_text += chunk->text.len;
 }
 
