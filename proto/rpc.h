@@ -30,7 +30,8 @@ enum status rpc_message_unpack(ProtobufCMessage **message, const ProtobufCMessag
                                const void *bytes, size_t n_bytes, size_t unpacked_max,
                                struct error *err);
 
-/* Inside on_message only: the message outlives the callback and the caller frees it. Returns it. */
+/* Inside on_message only: the message outlives the callback and the caller frees it, once for each
+ * keep, on any thread, even before the callback returns. Returns it. */
 ProtobufCMessage *rpc_message_keep(const ProtobufCMessage *message);
 
 /* Frees a kept, received or unpacked message and everything in it (NULL is fine). Not for messages

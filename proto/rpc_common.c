@@ -1,4 +1,5 @@
 /* Messages in one block of memory, metadata, time, and the loop. See rpc.h and rpc_internal.h. */
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,7 +18,7 @@ struct block {
     struct block_chunk *chunks;      /* beyond the first, which is the block */
     char *free, *end;
     size_t total, total_max;
-    bool kept;
+    atomic_int holders;              /* who delivers it, and who kept it */
 };
 
 #define BLOCK_ALIGN 16
@@ -77,7 +78,8 @@ enum status rpc_message_unpack(ProtobufCMessage **message, const ProtobufCMessag
                          type->name, n_bytes);
     }
     *block = (struct block){.free = (char *)block + BLOCK_HEADER, .total = first,
-                            .total_max = unpacked_max > first ? unpacked_max : first};
+                            .total_max = unpacked_max > first ? unpacked_max : first,
+                            .holders = 1};
     block->end = block->free + first;
     ProtobufCAllocator allocator = {block_alloc, block_free_one, block};
     ProtobufCMessage *unpacked = protobuf_c_message_unpack(type, &allocator, n_bytes, bytes);
@@ -92,17 +94,16 @@ enum status rpc_message_unpack(ProtobufCMessage **message, const ProtobufCMessag
                      type->name, unpacked_max);
 }
 
+/* The keeper may free it on another thread before the callback returns. */
 ProtobufCMessage *rpc_message_keep(const ProtobufCMessage *message) {
-    block_of(message)->kept = true;
+    atomic_fetch_add(&block_of(message)->holders, 1);
     return (ProtobufCMessage *)message;
 }
 
 void rpc_message_free(ProtobufCMessage *message) {
-    if (message != NULL) block_destroy(block_of(message));
-}
-
-void rpc_message_drop(ProtobufCMessage *message) {
-    if (!block_of(message)->kept) rpc_message_free(message);
+    if (message == NULL) return;
+    struct block *block = block_of(message);
+    if (atomic_fetch_sub(&block->holders, 1) == 1) block_destroy(block);
 }
 
 enum status rpc_buffer_unpack(ProtobufCMessage **message, const ProtobufCMessageDescriptor *type,

@@ -201,7 +201,7 @@ static bool deliver(struct rpc_endpoint *e) {
         return false;
     }
     bool more = e->hooks->message(e, message);
-    rpc_message_drop(message);
+    rpc_message_free(message);   /* whoever kept it still has it */
     return more;
 }
 

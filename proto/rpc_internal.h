@@ -147,9 +147,6 @@ enum status rpc_buffer_unpack(ProtobufCMessage **message, const ProtobufCMessage
 /* Packs into one slice, without a second copy. `n_bytes` = its packed size. */
 grpc_byte_buffer *rpc_buffer_pack(const ProtobufCMessage *message, size_t n_bytes);
 
-/* Frees a message after its callback, unless that kept it. */
-void rpc_message_drop(ProtobufCMessage *message);
-
 /* Copies metadata (whose elements die with the core call) into one block "key\0value\0…\0". */
 char *rpc_metadata_copy(const grpc_metadata_array *metadata);
 

@@ -315,6 +315,8 @@ static void listen_message(struct rpc_stream *stream, const ProtobufCMessage *me
     (void)stream;
     struct listener *listener = user;
     rpc_message_free(atomic_exchange(&listener->last, rpc_message_keep(message)));
+    /* Freed before the callback returns, as another thread may do. */
+    rpc_message_free(rpc_message_keep(message));
     atomic_fetch_add(&listener->n_messages, 1);
 }
 
