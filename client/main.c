@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "client/generate.h"
+#include "client/plan.h"
 #include "client/serve.h"
 #include "client/status.h"
 #include "client/tokenize.h"
@@ -15,6 +16,7 @@ struct command {
 
 static const struct command commands[] = {
     {"serve", "serve a model: a coordinator and a replica of ranks on this machine", client_serve},
+    {"plan", "show which ranks would do what, and how fast", client_plan},
     {"generate", "send a prompt to a server and stream the answer", client_generate},
     {"status", "show what a server is doing", client_status},
     {"tokenize", "text to token ids, offline", client_tokenize},

@@ -5,7 +5,6 @@
 #include <jansson.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,77 +12,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "client/serve_options.h"
 #include "common/clock.h"
 #include "common/log.h"
-#include "common/options.h"
 
-#define ARGUMENTS_MAX 64
 #define SECOND_NS INT64_C(1000000000)
 #define STOP_GRACE_NS (10 * SECOND_NS)
 #define BACKOFF_MAX_NS (30 * SECOND_NS)
 #define STEADY_NS (60 * SECOND_NS)  /* a replica that served this long forgives earlier deaths */
-
-static const struct options_row rows[] = {
-    {.name = "model", .type = OPTIONS_TEXT, .group = "Model", .value = "DIR",
-     .help = "Hugging Face folder as downloaded: config.json, *.safetensors, tokenizer.json"},
-    {.name = "target-ranks", .type = OPTIONS_COUNT, .group = "Model", .value = "N",
-     .help = "ranks the model is spread over: 1, 2, 4 or 8", .initial = "1", .low = 1, .high = 8},
-    {.name = "weights", .type = OPTIONS_CHOICE, .group = "Model", .choices = "bf16|int8",
-     .help = "format of the weights in memory; int8 is quantised while loading",
-     .initial = "bf16"},
-    {.name = "device", .type = OPTIONS_CHOICE, .group = "Model", .choices = "auto|cpu",
-     .help = "what computes", .initial = "auto"},
-    {.name = "isa", .type = OPTIONS_CHOICE, .group = "Model",
-     .choices = "auto|amx|avx512|avx2|portable", .help = "instruction set of the kernels",
-     .initial = "auto"},
-    {.name = "threads", .type = OPTIONS_COUNT, .group = "Model", .value = "N",
-     .help = "compute threads of each rank", .initial = "1", .low = 1, .high = 256},
-    {.name = "host", .type = OPTIONS_TEXT, .group = "Addresses", .value = "ADDRESS",
-     .help = "where both ports listen", .initial = "127.0.0.1"},
-    {.name = "port", .type = OPTIONS_COUNT, .group = "Addresses", .value = "P",
-     .help = "gRPC port; 0 takes any free one", .initial = "50051", .low = 0, .high = 65535},
-    {.name = "http-port", .type = OPTIONS_COUNT, .group = "Addresses", .value = "Q",
-     .help = "port of /metrics, /healthz and /readyz; 0 takes any free one", .initial = "8080",
-     .low = 0, .high = 65535},
-    {.name = "ready-file", .type = OPTIONS_TEXT, .group = "Addresses", .value = "FILE",
-     .help = "written once the model serves: JSON with grpc_port, http_port, pid"},
-    {.name = "max-queue-requests", .type = OPTIONS_COUNT, .group = "Limits", .value = "N",
-     .help = "requests waiting at once; more are refused", .initial = "1024", .low = 1,
-     .high = 1048576},
-    {.name = "max-queue-tokens", .type = OPTIONS_COUNT, .group = "Limits", .value = "N",
-     .help = "prompt tokens of all waiting requests", .initial = "1m", .low = 1,
-     .high = 4294967295.0},
-    {.name = "max-sequences", .type = OPTIONS_COUNT, .group = "Limits", .value = "N",
-     .help = "sequences running at once", .initial = "256", .low = 1, .high = 65536},
-    {.name = "max-step-tokens", .type = OPTIONS_COUNT, .group = "Limits", .value = "N",
-     .help = "tokens computed in one step (chunked prefill)", .initial = "512", .low = 1,
-     .high = 1048576},
-    {.name = "max-context", .type = OPTIONS_COUNT, .group = "Limits", .value = "N",
-     .help = "tokens of prompt and answer; without it, the model's", .low = 2,
-     .high = 1073741824},
-    {.name = "kv-budget", .type = OPTIONS_COUNT, .group = "Limits", .value = "BYTES",
-     .help = "KV memory of each rank, e.g. 2g; without it, what is free", .low = 1,
-     .high = 1125899906842624.0},
-    {.name = "no-prefix-cache", .type = OPTIONS_FLAG, .group = "Limits",
-     .help = "do not reuse the KV blocks of equal prompt beginnings"},
-    {.name = "restarts", .type = OPTIONS_COUNT, .group = "Limits", .value = "N",
-     .help = "deaths of the replica in a row before giving up", .initial = "5", .low = 0,
-     .high = 1000},
-    {.name = "config", .type = OPTIONS_TEXT, .group = "General", .value = "FILE",
-     .help = "YAML file with these options by the same names; the command line wins",
-     .command_line_only = true},
-    {.name = "log-level", .type = OPTIONS_CHOICE, .group = "General",
-     .choices = "debug|info|warn|error", .help = "lowest level printed", .initial = "info"},
-    {.name = "help", .type = OPTIONS_FLAG, .group = "General", .help = "prints this",
-     .command_line_only = true},
-};
-#define N_ROWS (sizeof rows / sizeof *rows)
-
-/* Handed to the coordinator as they are, when given. */
-static const char *const coordinator_texts[] = {"model", "weights", "host", "log-level"};
-static const char *const coordinator_counts[] = {
-    "target-ranks", "port", "http-port", "max-queue-requests", "max-queue-tokens", "max-sequences",
-    "max-step-tokens", "max-context", "kv-budget"};
 
 struct supervisor {
     const struct options *options;
@@ -93,40 +29,25 @@ struct supervisor {
     pid_t coordinator, replica; /* 0: not running */
     sigset_t signals;           /* SIGINT, SIGTERM, SIGCHLD: blocked, taken with sigtimedwait */
     int grpc_port, http_port;
+    int n_ranks;                /* of a replica, as the coordinator says */
     bool serving;               /* the replica has been ready since it was last started */
     bool ever_served;
     int64_t serving_since_ns;
     unsigned deaths;            /* in a row */
-    char arguments[ARGUMENTS_MAX][4352];
-    int n_arguments;
+    struct arguments arguments; /* of the child that is started next */
 };
 
 /* ---- children -------------------------------------------------------------------------------- */
 
-static void add(struct supervisor *s, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
-static void add(struct supervisor *s, const char *format, ...) {
-    CHECK(s->n_arguments < ARGUMENTS_MAX);
-    va_list values;
-    va_start(values, format);
-    char *word = s->arguments[s->n_arguments++];
-    int n = vsnprintf(word, sizeof s->arguments[0], format, values);
-    va_end(values);
-    CHECK(n >= 0 && n < (int)sizeof s->arguments[0]);
-}
-
 /* In the child: a process group of its own (Ctrl-C reaches only the supervisor, which ends things
  * in order), death with the parent, ordinary signals. */
 static _Noreturn void become(struct supervisor *s, pid_t parent) {
-    char *words[ARGUMENTS_MAX + 1];
-    for (int i = 0; i < s->n_arguments; i++) words[i] = s->arguments[i];
-    words[s->n_arguments] = NULL;
     setpgid(0, 0);
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent) _exit(1);   /* it died before prctl */
     sigprocmask(SIG_UNBLOCK, &s->signals, NULL);
-    execvp(words[0], words);
-    fprintf(stderr, "tandem serve: cannot run %s: %s\n", words[0], strerror(errno));
+    arguments_exec(&s->arguments);
+    fprintf(stderr, "tandem serve: cannot run %s: %s\n", s->arguments.words[0], strerror(errno));
     _exit(127);
 }
 
@@ -135,7 +56,7 @@ static enum status spawn(struct supervisor *s, pid_t *child, struct error *err) 
     *child = fork();
     if (*child < 0) {
         *child = 0;
-        return error_set(err, STATUS_UNAVAILABLE, "cannot start %s: %s", s->arguments[0],
+        return error_set(err, STATUS_UNAVAILABLE, "cannot start %s: %s", s->arguments.words[0],
                          strerror(errno));
     }
     if (*child == 0) become(s, parent);
@@ -143,23 +64,14 @@ static enum status spawn(struct supervisor *s, pid_t *child, struct error *err) 
 }
 
 static enum status start_coordinator(struct supervisor *s, struct error *err) {
-    s->n_arguments = 0;
-    add(s, "%s/tandem-coordinator", s->bin);
-    for (size_t i = 0; i < sizeof coordinator_texts / sizeof *coordinator_texts; i++) {
-        add(s, "--%s", coordinator_texts[i]);
-        add(s, "%s", options_text(s->options, coordinator_texts[i]));
-    }
-    for (size_t i = 0; i < sizeof coordinator_counts / sizeof *coordinator_counts; i++) {
-        uint64_t count = options_count(s->options, coordinator_counts[i]);
-        if (count == 0 && !options_given(s->options, coordinator_counts[i])) continue;
-        add(s, "--%s", coordinator_counts[i]);
-        add(s, "%" PRIu64, count);
-    }
-    if (options_flag(s->options, "no-prefix-cache")) add(s, "--no-prefix-cache");
-    add(s, "--ports-file");
-    add(s, "%s", s->ports);
-    add(s, "--ready-file");
-    add(s, "%s", s->ready);
+    struct arguments *a = &s->arguments;
+    a->n = 0;
+    arguments_add(a, "%s/tandem-coordinator", s->bin);
+    serve_options_add(a, s->options);
+    arguments_add(a, "--ports-file");
+    arguments_add(a, "%s", s->ports);
+    arguments_add(a, "--ready-file");
+    arguments_add(a, "%s", s->ready);
     return spawn(s, &s->coordinator, err);
 }
 
@@ -171,27 +83,31 @@ static int usable_cpus(void) {
 /* Ranks are not bound to cores: a second server on the same machine would be bound to the same
  * ones, and a rank with several threads would have one core for all of them. */
 static enum status start_replica(struct supervisor *s, struct error *err) {
-    int ranks = (int)options_count(s->options, "target-ranks");
+    struct arguments *a = &s->arguments;
     const char *host = options_text(s->options, "host");
     if (strcmp(host, "0.0.0.0") == 0) host = "127.0.0.1";
     if (strcmp(host, "::") == 0 || strcmp(host, "[::]") == 0) host = "[::1]";
-    s->n_arguments = 0;
-    add(s, "mpirun");
-    add(s, "-n");
-    add(s, "%d", ranks);
-    add(s, "--bind-to");
-    add(s, "none");
-    add(s, "%s", ranks > usable_cpus() ? "--oversubscribe" : "--use-hwthread-cpus");
-    if (geteuid() == 0) add(s, "--allow-run-as-root");
-    add(s, "%s/tandem-worker", s->bin);
-    add(s, "--coordinator");
-    add(s, "%s:%d", host, s->grpc_port);
-    add(s, "--isa");
-    add(s, "%s", options_text(s->options, "isa"));
-    add(s, "--threads");
-    add(s, "%" PRIu64, options_count(s->options, "threads"));
-    add(s, "--log-level");
-    add(s, "%s", options_text(s->options, "log-level"));
+    a->n = 0;
+    arguments_add(a, "mpirun");
+    arguments_add(a, "-n");
+    arguments_add(a, "%d", s->n_ranks);
+    arguments_add(a, "--bind-to");
+    arguments_add(a, "none");
+    arguments_add(a, "%s", s->n_ranks > usable_cpus() ? "--oversubscribe" : "--use-hwthread-cpus");
+    if (geteuid() == 0) arguments_add(a, "--allow-run-as-root");
+    arguments_add(a, "%s/tandem-worker", s->bin);
+    arguments_add(a, "--coordinator");
+    arguments_add(a, "%s:%d", host, s->grpc_port);
+    arguments_add(a, "--isa");
+    arguments_add(a, "%s", options_text(s->options, "isa"));
+    arguments_add(a, "--threads");
+    arguments_add(a, "%" PRIu64, options_count(s->options, "threads"));
+    arguments_add(a, "--log-level");
+    arguments_add(a, "%s", options_text(s->options, "log-level"));
+    if (options_given(s->options, "trace")) {
+        arguments_add(a, "--trace");
+        arguments_add(a, "%s", options_text(s->options, "trace"));
+    }
     s->serving = false;
     unlink(s->ready);
     return spawn(s, &s->replica, err);
@@ -254,6 +170,7 @@ static enum status read_ports(struct supervisor *s, struct error *err) {
     }
     s->grpc_port = (int)json_integer_value(json_object_get(ports, "grpc_port"));
     s->http_port = (int)json_integer_value(json_object_get(ports, "http_port"));
+    s->n_ranks = (int)json_integer_value(json_object_get(ports, "ranks"));
     json_decref(ports);
     return STATUS_OK;
 }
@@ -353,12 +270,7 @@ static enum status supervise(struct supervisor *s, struct error *err) {
 /* ---- start and end --------------------------------------------------------------------------- */
 
 static enum status prepare(struct supervisor *s, struct error *err) {
-    ssize_t n = readlink("/proc/self/exe", s->bin, sizeof s->bin - 1);
-    if (n <= 0) {
-        return error_set(err, STATUS_UNAVAILABLE, "/proc/self/exe: %s", strerror(errno));
-    }
-    s->bin[n] = '\0';
-    *strrchr(s->bin, '/') = '\0';
+    TRY(serve_options_folder(s->bin, sizeof s->bin, err));
     const char *ready = options_text(s->options, "ready-file");
     if (ready != NULL && unlink(ready) != 0 && errno != ENOENT) {
         return error_set(err, STATUS_UNAVAILABLE, "--ready-file %s: %s", ready, strerror(errno));
@@ -387,34 +299,22 @@ static void clean_up(struct supervisor *s) {
     if (ready != NULL && s->ever_served) unlink(ready);
 }
 
-static enum status check_options(const struct options *options, struct error *err) {
-    uint64_t ranks = options_count(options, "target-ranks");
-    if (options_text(options, "model") == NULL) {
-        return error_set(err, STATUS_INVALID_ARGUMENT, "--model DIR is missing");
-    }
-    if ((ranks & (ranks - 1)) != 0) {
-        return error_set(err, STATUS_INVALID_ARGUMENT,
-                         "--target-ranks is %" PRIu64 "; expected 1, 2, 4 or 8", ranks);
-    }
-    return STATUS_OK;
-}
-
 int client_serve(int argc, char **argv) {
     struct options *options;
     struct error err;
-    if (options_parse(&options, rows, N_ROWS, argc, argv, &err) != STATUS_OK) {
+    if (options_parse(&options, serve_option_rows, n_serve_option_rows, argc, argv, &err) != STATUS_OK) {
         fprintf(stderr, "tandem serve: %s; try tandem serve --help\n", err.text);
         return 2;
     }
     if (options_flag(options, "help")) {
         puts("Usage: tandem serve --model DIR [options]\n\n"
              "Serves a model in the foreground: starts the coordinator and a replica of ranks.");
-        options_help(stdout, rows, N_ROWS);
+        options_help(stdout, serve_option_rows, n_serve_option_rows);
         options_free(options);
         return 0;
     }
     int result = 2;
-    if (check_options(options, &err) == STATUS_OK) {
+    if (serve_options_check(options, &err) == STATUS_OK) {
         log_open("serve", (enum log_level)log_level_parse(options_text(options, "log-level")));
         struct supervisor *s = xcalloc(1, sizeof *s);
         s->options = options;

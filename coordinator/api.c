@@ -118,12 +118,20 @@ static void on_get_plan(struct rpc_call *call, const ProtobufCMessage *message, 
     mailbox_post(&c->inbox, &(struct event){.kind = EVENT_GET_PLAN, .call = rpc_call_ref(call)});
 }
 
+static void on_set_policy(struct rpc_call *call, const ProtobufCMessage *message, void *user) {
+    struct coordinator *c = user;
+    mailbox_post(&c->inbox, &(struct event){.kind = EVENT_SET_POLICY, .call = rpc_call_ref(call),
+                                            .message = rpc_message_keep(message)});
+}
+
 struct rpc_service api_operations(struct coordinator *c) {
     static const struct rpc_method methods[] = {
         {.path = "/tandem.v1.Operations/GetStatus",
          .request = &tandem__v1__get_status_request__descriptor, .on_message = on_get_status},
         {.path = "/tandem.v1.Operations/GetPlan",
          .request = &tandem__v1__get_plan_request__descriptor, .on_message = on_get_plan},
+        {.path = "/tandem.v1.Operations/SetPolicy",
+         .request = &tandem__v1__set_policy_request__descriptor, .on_message = on_set_policy},
     };
     return (struct rpc_service){methods, sizeof methods / sizeof *methods, c};
 }

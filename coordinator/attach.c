@@ -73,7 +73,27 @@ static void refuse(struct line *line, const struct error *err) {
     line->over = true;
 }
 
+static Tandem__V1__Policy policy_message(const struct policy_setting *setting) {
+    Tandem__V1__Policy message = TANDEM__V1__POLICY__INIT;
+    message.mode = (char *)spec_mode_name(setting->mode);
+    message.window = (uint32_t)setting->window;
+    message.layer_width = (uint32_t)setting->layer_width;
+    message.delay = (uint32_t)setting->delay;
+    return message;
+}
+
+void line_policy(struct replica *replica) {
+    struct line *line = replica->line;
+    if (line == NULL) return;
+    Tandem__V1__Policy policy = policy_message(&replica->policy.current);
+    Tandem__V1__ReplicaDown down = TANDEM__V1__REPLICA_DOWN__INIT;
+    down.kind_case = TANDEM__V1__REPLICA_DOWN__KIND_POLICY;
+    down.policy = &policy;
+    rpc_call_send(line->call, &down.base);
+}
+
 static void send_plan(struct coordinator *c, struct line *line) {
+    const struct topology *topology = &c->topology;
     const struct placement *placement = &line->replica->placement;
     Tandem__V1__PlannedRank ranks[2 * PLACEMENT_MAX_RANKS], *rows[2 * PLACEMENT_MAX_RANKS];
     Tandem__V1__Plan plan = TANDEM__V1__PLAN__INIT;
@@ -91,9 +111,14 @@ static void send_plan(struct coordinator *c, struct line *line) {
     plan.tokenizer_fingerprint = tokenizer_fingerprint(c->model.tokenizer);
     plan.checkpoint_fingerprint = c->model.checkpoint_fingerprint;
     plan.weights = (char *)c->options.weights;
-    Tandem__V1__Policy policy = TANDEM__V1__POLICY__INIT;
-    policy.mode = "plain";
+    Tandem__V1__Policy policy = policy_message(&line->replica->policy.current);
     plan.policy = &policy;
+    plan.drafter = (char *)placement_drafter_name(placement->drafter);
+    plan.draft_dir = (char *)topology->draft_dir;
+    plan.draft_checkpoint_fingerprint = topology->draft_fingerprint;
+    plan.max_window = c->options.max_window;
+    plan.max_layer_width = topology->max_layer_width;
+    plan.sampling_rule = (char *)c->options.sampling_rule;
     plan.n_ranks = placement->n_parts;
     plan.ranks = rows;
     plan.kv_budget_bytes = c->options.kv_budget_bytes;
@@ -115,7 +140,7 @@ static void hello(struct coordinator *c, struct line *line, const Tandem__V1__He
     } else if (c->shutting_down) {
         status = error_set(&err, STATUS_UNAVAILABLE, "shutting down");
     } else {
-        status = fleet_join(&c->fleet, &replica, message, &c->wish, &err);
+        status = fleet_join(&c->fleet, &replica, message, &c->topology.wish, &err);
     }
     if (status != STATUS_OK) {
         log_warn("replica \"%.64s\" (%s) refused: %s", message->replica_id, rpc_call_peer(line->call),
@@ -123,6 +148,9 @@ static void hello(struct coordinator *c, struct line *line, const Tandem__V1__He
         refuse(line, &err);
         return;
     }
+    struct policy_options policy = c->topology.policy;
+    policy.wish = c->policy_wish;
+    policy_init(&replica->policy, &policy);
     line->replica = replica;
     replica->line = line;
     log_info("replica %s joined from %s: %" PRIu32 " rank%s on %s, %s", replica->id,
@@ -169,7 +197,36 @@ static void ready(struct coordinator *c, struct line *line, const Tandem__V1__Re
     log_info("replica %s serves: %" PRIu32 " sequences, context %" PRIu32 ", %" PRIu32 " KV blocks",
              replica->id, replica->max_sequences, replica->max_context, replica->kv_blocks);
     announce(c);
+    /* It may have changed while the replica loaded. */
+    if (c->topology.placement.drafter != PLACEMENT_NO_DRAFTER) line_policy(replica);
     generate_route(c);
+}
+
+static void log_policy(const struct replica *replica) {
+    const struct policy_setting *now = &replica->policy.current;
+    enum log_level level = replica->policy.phase == POLICY_SETTLED ? LOG_INFO : LOG_DEBUG;
+    log_write(level, "replica %s: %s, window %d, layer width %d, delay %d (%s; %.1f tokens/s "
+              "expected, plain %.1f)",
+              replica->id, spec_mode_name(now->mode), now->window, now->layer_width, now->delay,
+              policy_phase_name(replica->policy.phase),
+              policy_estimate(&replica->policy, now->mode).expected,
+              policy_estimate(&replica->policy, SPEC_PLAIN).expected);
+}
+
+/* Every decoding sequence commits in every round: `keys` counts them. */
+static void decide(struct replica *replica, const Tandem__V1__Step *message) {
+    const Tandem__V1__StepStats *stats = message->stats;
+    if (stats == NULL || stats->spec == NULL) return;
+    struct policy_step step = {
+        .spec = stats->spec,
+        .n_sequences = (uint32_t)message->n_keys,
+        .n_tokens = (uint32_t)message->n_tokens,
+        .step_us = stats->step_us,
+        .prefill = stats->prefill_rows > 0,
+    };
+    if (!policy_observe(&replica->policy, &step)) return;
+    log_policy(replica);
+    line_policy(replica);
 }
 
 static void step(struct coordinator *c, struct line *line, const Tandem__V1__Step *message) {
@@ -183,6 +240,7 @@ static void step(struct coordinator *c, struct line *line, const Tandem__V1__Ste
     }
     facts_step(&c->facts, replica, message);
     replica_step(replica, message, clock_now_ns());
+    decide(replica, message);
     if (!generate_step(c, replica, message, &err)) {
         break_off(c, line, &err);
         return;

@@ -18,8 +18,11 @@ static const int64_t GRACE_MS = 5000;
 
 struct coordinator_options coordinator_options_default(void) {
     return (struct coordinator_options){
-        .target_ranks = 1,
         .weights = "bf16",
+        .mode = -1,
+        .max_window = SPEC_MAX_WINDOW,
+        .sampling_rule = "coupled",
+        .machine = planner_machine_default(),
         .host = "127.0.0.1",
         .port = 50051,
         .http_port = 8080,
@@ -82,6 +85,25 @@ static enum status open_model(struct coordinator_model *model,
     return STATUS_OK;
 }
 
+static void close_model(struct coordinator_model *model) {
+    if (model->chat != NULL) chat_free(model->chat);
+    if (model->tokenizer != NULL) tokenizer_free(model->tokenizer);
+}
+
+enum status coordinator_explain(const struct coordinator_options *options, FILE *out,
+                                struct error *err) {
+    struct coordinator_model *model = xcalloc(1, sizeof *model);
+    struct topology *topology = xcalloc(1, sizeof *topology);
+    enum status status = open_model(model, options, err);
+    if (status == STATUS_OK) status = topology_make(topology, options, model, err);
+    bool planned = topology->result.n_candidates > 0;
+    if (status == STATUS_OK || planned) topology_print(topology, out);
+    close_model(model);
+    free(topology);
+    free(model);
+    return status;
+}
+
 /* ---- the coordinator's thread ---------------------------------------------------------------- */
 
 static void shut_down(struct coordinator *c) {
@@ -110,6 +132,9 @@ static bool handle(struct coordinator *c, const struct event *event) {
         break;
     case EVENT_GET_STATUS: status_reply(c, event->call); break;
     case EVENT_GET_PLAN: status_reply_plan(c, event->call); break;
+    case EVENT_SET_POLICY:
+        status_set_policy(c, event->call, (const Tandem__V1__SetPolicyRequest *)event->message);
+        break;
     case EVENT_LINE_MESSAGE:
         line_message(c, event->line, (const Tandem__V1__ReplicaUp *)event->message);
         break;
@@ -187,8 +212,7 @@ static void free_all(struct coordinator *c) {
     health_destroy(c->health);
     reflection_destroy(c->reflection);
     fleet_free(&c->fleet);
-    if (c->model.chat != NULL) chat_free(c->model.chat);
-    if (c->model.tokenizer != NULL) tokenizer_free(c->model.tokenizer);
+    close_model(&c->model);
     if (c->facts.metrics != NULL) facts_fini(&c->facts);
     mailbox_fini(&c->inbox);
     mailbox_fini(&c->to_prepare);
@@ -216,10 +240,9 @@ enum status coordinator_start(struct coordinator **out, const struct coordinator
     c->options = *options;
     mailbox_init(&c->inbox, SIZE_MAX);
     mailbox_init(&c->to_prepare, (size_t)options->max_queue_requests + 64);
-    c->wish = (struct placement_wish){.target_ranks = options->target_ranks,
-                                      .n_ranks = options->target_ranks};
-    TRY_OR_FAIL(placement_make(&c->placement, &c->wish, err));
     TRY_OR_FAIL(open_model(&c->model, options, err));
+    TRY_OR_FAIL(topology_make(&c->topology, options, &c->model, err));
+    c->policy_wish = c->topology.policy.wish;
     facts_init(&c->facts, c->model.config.name, options->weights);
     admission_init(&c->admission, &(struct admission_limits){options->max_queue_requests,
                                                              options->max_queue_tokens});
@@ -274,8 +297,8 @@ enum status coordinator_write_ports(const struct coordinator *c, const char *pat
     if (file == NULL) {
         return error_set(err, STATUS_UNAVAILABLE, "cannot write %s: %s", temporary, strerror(errno));
     }
-    fprintf(file, "{\"grpc_port\":%d,\"http_port\":%d,\"pid\":%d}\n", coordinator_port(c),
-            coordinator_http_port(c), (int)getpid());
+    fprintf(file, "{\"grpc_port\":%d,\"http_port\":%d,\"pid\":%d,\"ranks\":%u}\n",
+            coordinator_port(c), coordinator_http_port(c), (int)getpid(), c->topology.wish.n_ranks);
     if (fclose(file) == 0 && rename(temporary, path) == 0) return STATUS_OK;
     error_set(err, STATUS_UNAVAILABLE, "cannot write %s: %s", path, strerror(errno));
     unlink(temporary);

@@ -16,17 +16,25 @@
 #include "coordinator/fleet.h"
 #include "coordinator/mailbox.h"
 #include "coordinator/session.h"
+#include "coordinator/topology.h"
 #include "model/chat.h"
 #include "model/config.h"
 #include "model/tokenizer.h"
 #include "proto/health.h"
 #include "proto/reflection.h"
 #include "proto/rpc.h"
+#include "tandem/v1/operations.pb-c.h"
 
 struct coordinator_options {
     const char *model_dir;
-    uint32_t target_ranks;
     const char *weights;           /* "bf16" or "int8" */
+    const char *draft;             /* a folder, "ngram", NULL: none */
+    int mode;                      /* enum spec_mode; -1: auto */
+    uint32_t target_ranks, draft_ranks, n_ranks; /* 0: chosen (topology.h) */
+    uint32_t layer_width, window;  /* 0: chosen, measured */
+    uint32_t max_window;
+    const char *sampling_rule;     /* "coupled" or "rejection" */
+    struct planner_machine machine; /* what is declared */
     const char *host;
     int port, http_port;           /* 0: any free one */
     const char *ready_file, *ports_file; /* NULL: none */
@@ -54,8 +62,7 @@ struct coordinator_model {
 struct coordinator {
     struct coordinator_options options;
     struct coordinator_model model;
-    struct placement_wish wish;    /* of every replica */
-    struct placement placement;    /* what it makes of one */
+    struct topology topology;      /* of every replica */
     struct facts facts;
     struct mailbox inbox, to_prepare;
     pthread_t thread, prepare_thread;
@@ -71,6 +78,7 @@ struct coordinator {
 
     /* the coordinator's thread only */
     struct fleet fleet;
+    struct policy_wish policy_wish; /* of replicas that come */
     struct session_table sessions;
     struct admission admission;
     int64_t started_ns, ticked_ns, rated_ns;
@@ -82,13 +90,17 @@ struct coordinator {
 /* Opens the model, binds both ports, starts the threads. Any failure: nothing is left running. */
 enum status coordinator_start(struct coordinator **out, const struct coordinator_options *options,
                               struct error *err);
+
+/* Opens the models and prints what the planner thinks of them; starts nothing. */
+enum status coordinator_explain(const struct coordinator_options *options, FILE *out,
+                                struct error *err);
 int coordinator_port(const struct coordinator *c);
 int coordinator_http_port(const struct coordinator *c);
 
 /* Ends live requests with UNAVAILABLE "shutting down", tells replicas to stop, frees everything. */
 void coordinator_stop(struct coordinator *c);
 
-/* Writes ports and pid as one JSON object, atomically (under a temporary name, then renamed). */
+/* Writes ports, pid and the ranks of a replica as one JSON object, atomically (under a temporary name, then renamed). */
 enum status coordinator_write_ports(const struct coordinator *c, const char *path,
                                     struct error *err);
 
@@ -126,6 +138,8 @@ void line_message(struct coordinator *c, struct line *line, const Tandem__V1__Re
 void line_closed(struct coordinator *c, struct line *line);
 void line_submit(struct replica *replica, struct session *session);
 void line_cancel(struct replica *replica, uint64_t key);
+/* Tells the replica its policy. */
+void line_policy(struct replica *replica);
 /* Sends what line_submit and line_cancel gathered. */
 void attach_flush(struct coordinator *c);
 void attach_stop_all(struct coordinator *c);
@@ -133,3 +147,5 @@ void attach_stop_all(struct coordinator *c);
 /* status.c: on the coordinator's thread. */
 void status_reply(struct coordinator *c, struct rpc_call *call);
 void status_reply_plan(struct coordinator *c, struct rpc_call *call);
+void status_set_policy(struct coordinator *c, struct rpc_call *call,
+                       const Tandem__V1__SetPolicyRequest *request);

@@ -12,6 +12,7 @@
 
 #include "common/error.h"
 #include "coordinator/placement.h"
+#include "coordinator/policy.h"
 #include "coordinator/speculation_facts.h"
 #include "tandem/v1/replica.pb-c.h"
 
@@ -42,6 +43,7 @@ struct replica {
     uint64_t checkpoint_fingerprint;
     Tandem__V1__StepStats stats;     /* of the last step; its spec is NULL: see speculation */
     struct speculation_facts speculation;
+    struct policy policy;            /* kept by the owner; used where there is a drafter */
     /* Tokens in each of the last seconds, for the rate; second s is in slot s % length. */
     uint32_t rate_tokens[REPLICA_RATE_SECONDS + 1];
     int64_t rate_second, rate_first_second;

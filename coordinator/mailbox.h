@@ -26,6 +26,7 @@ enum event_kind {
     EVENT_CANCEL,           /* call, message */
     EVENT_GET_STATUS,       /* call */
     EVENT_GET_PLAN,         /* call */
+    EVENT_SET_POLICY,       /* call, message */
     EVENT_LINE_MESSAGE,     /* line, message */
     EVENT_LINE_CLOSED,      /* line; its last event */
     EVENT_SHUT_DOWN,        /* end all work in words */

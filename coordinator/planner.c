@@ -21,7 +21,7 @@ struct planner_machine planner_machine_default(void) {
         .collective_us = 5,
         .handoff_us = 10,
         .layer_us = 10,
-        .acceptance = 0.75,
+        .acceptance = -1,
     };
 }
 
@@ -177,12 +177,17 @@ static double fuzzy_share(uint32_t width) {
     return width <= 1 ? 1 : width == 2 ? 0.98 : 0.96;
 }
 
+double planner_acceptance(const struct planner_input *input) {
+    if (input->machine.acceptance >= 0) return input->machine.acceptance;
+    return input->drafter == PLACEMENT_NGRAM ? 0.4 : 0.75;
+}
+
 struct speed_model planner_speed_model(const struct planner_input *input,
                                        const struct planner_candidate *c) {
     const struct planner_machine *machine = &input->machine;
     struct speed_model model = {
-        .accept_exact = machine->acceptance,
-        .accept_fuzzy = machine->acceptance * fuzzy_share(c->layer_width),
+        .accept_exact = planner_acceptance(input),
+        .accept_fuzzy = planner_acceptance(input) * fuzzy_share(c->layer_width),
     };
     for (int rows = 1; rows < SPEC_MAX_WINDOW + 2; rows++) {
         model.target_us[rows] = pass_us(input, input->target, c->target_ranks, rows);
@@ -204,8 +209,11 @@ struct speed_model planner_speed_model(const struct planner_input *input,
 
 static bool allowed(const struct planner_wish *wish, const struct planner_candidate *c) {
     if (ranks_of(c) > wish->n_ranks) return false;
+    bool all = c->target_ranks * 2 > wish->n_ranks || c->target_ranks == PLACEMENT_MAX_DEGREE;
+    if (c->mode == SPEC_PLAIN && all) return true;
     if (wish->target_ranks != 0 && c->target_ranks != wish->target_ranks) return false;
     if (c->mode == SPEC_PLAIN) return true;
+    if (wish->split >= 0 && c->split != (enum placement_split)wish->split) return false;
     if (wish->mode >= 0 && c->mode != (enum spec_mode)wish->mode) return false;
     if (wish->draft_ranks != 0 && c->draft_ranks != 0 && c->draft_ranks != wish->draft_ranks) {
         return false;

@@ -24,7 +24,7 @@ struct planner_machine {
     double collective_us;    /* one all-reduce of a few rows */
     double handoff_us;       /* tokens from draft to target or back, ranks of their own */
     double layer_us;         /* of a decoder layer, besides its weights */
-    double acceptance;       /* assumed probability that a drafted token holds */
+    double acceptance;       /* assumed probability that a drafted token holds; below 0: by drafter */
 };
 struct planner_machine planner_machine_default(void); /* a core of a server processor */
 
@@ -34,9 +34,11 @@ struct planner_limits {
     uint32_t max_window;
 };
 
-/* What is fixed by whoever asks; 0 (mode: -1) leaves it to the planner. */
+/* What is fixed by whoever asks; 0 (mode, split: -1) leaves it to the planner. Besides the plain
+ * candidates of the wish there is always plain on all ranks. */
 struct planner_wish {
     int mode;                /* enum spec_mode */
+    int split;               /* enum placement_split of those with a drafter; -1: free */
     uint32_t target_ranks, draft_ranks;
     uint32_t n_ranks;        /* at most so many in all; > 0 */
     uint32_t layer_width, window;
@@ -78,6 +80,9 @@ enum status planner_run(struct planner_result *out, const struct planner_input *
 /* What the ranks of a candidate promise: step times for 1 to SPEC_MAX_WINDOW + 1 rows. */
 struct speed_model planner_speed_model(const struct planner_input *input,
                                        const struct planner_candidate *candidate);
+
+/* The acceptance that is assumed. */
+double planner_acceptance(const struct planner_input *input);
 
 /* The placement to start with. mode >= 0: the fastest fitting candidate of that mode. -1: the fastest
  * of all; where that is `plain`, the fastest with the drafter that costs the target no rank, for a

@@ -1,4 +1,4 @@
-/* What operators ask: the fleet's state and the plan. On the coordinator's thread. */
+/* What operators ask: the fleet's state (status_plan.c: the plan). On the coordinator's thread. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,6 +31,20 @@ static void describe_rank(Tandem__V1__RankStatus *out, const struct replica *rep
     out->scratch_bytes = rank->scratch_bytes;
 }
 
+static void describe_speculation(Tandem__V1__ReplicaStatus *status, const struct replica *replica) {
+    const struct speculation_facts *facts = &replica->speculation;
+    status->mode = (char *)spec_mode_name(facts->mode);
+    status->window = facts->window;
+    status->layer_width = facts->layer_width;
+    if (spec_mode_overlapped(facts->mode)) status->delay = (uint32_t)replica->policy.current.delay;
+    status->drafts = facts->drafts;
+    status->draft_tokens = facts->draft_tokens;
+    status->accepted_tokens = facts->accepted_tokens;
+    status->acceptance = replica->policy.accept_exact;
+    status->draft_wait_seconds = (double)facts->draft_wait_us / 1e6;
+    status->target_wait_seconds = (double)facts->target_wait_us / 1e6;
+}
+
 static void describe(struct replica_answer *out, const struct replica *replica, int64_t now_ns) {
     Tandem__V1__ReplicaStatus *status = &out->status;
     tandem__v1__replica_status__init(status);
@@ -54,7 +68,7 @@ static void describe(struct replica_answer *out, const struct replica *replica, 
     status->kv_blocks = replica->kv_blocks;
     status->kv_blocks_used = replica->stats.kv_blocks_used;
     status->tokens_per_second = replica_rate(replica, now_ns);
-    status->mode = "plain";
+    describe_speculation(status, replica);
 }
 
 void status_reply(struct coordinator *c, struct rpc_call *call) {
@@ -80,26 +94,4 @@ void status_reply(struct coordinator *c, struct rpc_call *call) {
     rpc_call_reply(call, &response.base);
     free(rows);
     free(answers);
-}
-
-/* Every replica gets the same plan. */
-void status_reply_plan(struct coordinator *c, struct rpc_call *call) {
-    const struct placement *placement = &c->placement;
-    Tandem__V1__RankPlan ranks[2 * PLACEMENT_MAX_RANKS], *rows[2 * PLACEMENT_MAX_RANKS];
-    Tandem__V1__GetPlanResponse response = TANDEM__V1__GET_PLAN_RESPONSE__INIT;
-    for (uint32_t i = 0; i < placement->n_parts; i++) {
-        const struct placement_part *part = &placement->parts[i];
-        tandem__v1__rank_plan__init(&ranks[i]);
-        ranks[i].rank = part->rank;
-        ranks[i].role = (char *)placement_role_name(part->role);
-        ranks[i].shard = part->shard;
-        ranks[i].degree = part->degree;
-        rows[i] = &ranks[i];
-    }
-    response.mode = "plain";
-    response.weights = (char *)c->options.weights;
-    response.target_degree = placement->target_degree;
-    response.n_ranks = placement->n_parts;
-    response.ranks = rows;
-    rpc_call_reply(call, &response.base);
 }

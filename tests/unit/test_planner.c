@@ -35,7 +35,7 @@ static struct pair *pair_create(uint32_t n_ranks) {
         .machine = planner_machine_default(),
         .limits = {.max_sequences = 16, .max_step_tokens = 256, .max_context = 2048,
                    .max_window = SPEC_MAX_WINDOW},
-        .wish = {.mode = -1, .n_ranks = n_ranks},
+        .wish = {.mode = -1, .split = -1, .n_ranks = n_ranks},
     };
     return p;
 }
@@ -113,6 +113,9 @@ Test(planner, wishes_are_kept) {
     cr_assert(placed->mode == SPEC_PEARL_LP && placed->draft_ranks == 2);
     cr_assert(placed->layer_width == 4 && placed->choice.window == 3);
     cr_assert(count(p, SPEC_SD) == 0 && count(p, SPEC_PLAIN) == 3);
+    p->input.wish.split = PLACEMENT_SHARED;
+    cr_assert_eq(planner_run(&p->result, &p->input, NULL), STATUS_INVALID_ARGUMENT);
+    p->input.wish.split = -1;
 
     struct error err;
     p->input.wish.target_ranks = 4;
