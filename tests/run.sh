@@ -5,6 +5,7 @@
 #   tests/run.sh FILTER     only the tests whose name matches (ctest -R)
 #   tests/run.sh asan|tsan  the unit tests under sanitizers
 #   tests/run.sh fuzz       every fuzzer, about a minute together
+#   tests/run.sh lossless   the whole exactness suite (speculation): hours on 2 cores
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -76,10 +77,23 @@ run_fuzz() {
     echo "tests/run.sh: $n fuzzers found nothing in $((seconds * n)) s"
 }
 
+# Every part is run, also behind one that failed.
+run_lossless() {
+    local part failed=""
+    build "$root/build" "" lossless_suite test_logit_bits
+    "$root/build/tests/test_logit_bits" || failed="$failed logit_bits"
+    for part in law calibration ends sync lossless; do
+        "$root/build/tests/lossless_suite" "$part" --full || failed="$failed $part"
+    done
+    [ -z "$failed" ] || fail "failed:$failed"
+    echo "tests/run.sh: the whole exactness suite passed"
+}
+
 "$root/deploy/install-deps.sh"
 say_what_is_left_out
 case "${1:-}" in
 fuzz) run_fuzz ;;
+lossless) run_lossless ;;
 asan) run_asan '^test_' ;;
 tsan) run_tsan '^test_' ;;
 "")

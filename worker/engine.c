@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/clock.h"
+#include "common/spec_mode.h"
 #include "worker/trace.h"
 
 /* A step on the wire, in this order: header, segments, tokens, logit rows, block tables. The first
@@ -112,9 +113,11 @@ static enum status exchange(struct engine *engine, struct error *err) {
 
 /* What the lane of a rank shows for a pass. */
 static const char *name_of(enum engine_model model, const struct transformer_batch *batch) {
-    if (model == ENGINE_TARGET) return batch->n_logit_rows > 0 ? "verify" : "prefill";
+    /* Rows of rounds want logits but for those that a draft feeds to catch up. */
+    bool prefills = batch->n_rows > batch->n_logit_rows + 2 * SPEC_MAX_WINDOW;
+    if (model == ENGINE_TARGET) return prefills ? "prefill" : "verify";
     if (batch->layer_width > 1) return "fuzzy step";
-    return batch->n_logit_rows > 0 ? "draft step" : "draft prefill";
+    return prefills ? "draft prefill" : "draft step";
 }
 
 static enum status compute(struct engine *engine, enum engine_model model,
