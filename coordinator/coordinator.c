@@ -247,7 +247,6 @@ enum status coordinator_start(struct coordinator **out, const struct coordinator
     admission_init(&c->admission, &(struct admission_limits){options->max_queue_requests,
                                                              options->max_queue_tokens});
     atomic_store(&c->context, c->model.context);
-    atomic_store(&c->spec_modes, 1u << SPEC_PLAIN);
     c->started_ns = c->rated_ns = clock_now_ns();
     TRY_OR_FAIL(http_start(&c->http, options->host, options->http_port, c->facts.metrics,
                            &c->serving, err));

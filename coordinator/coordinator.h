@@ -73,7 +73,6 @@ struct coordinator {
     struct http *http;
     atomic_bool serving;           /* some replica is */
     atomic_uint context;           /* tokens a request may have on any serving replica */
-    atomic_uint spec_modes;        /* bit per enum spec_mode that every serving replica can run */
     atomic_uint n_lines;           /* open streams to replicas */
 
     /* the coordinator's thread only */

@@ -109,7 +109,7 @@ static struct stream *open_stream(const struct coordinator *c, const struct para
 static enum status prepare(struct coordinator *c, struct session *session, struct error *err) {
     const Tandem__V1__GenerateRequest *request = session->request;
     struct params *params = &session->params;
-    TRY(params_resolve(params, request, c->model.config.vocab, atomic_load(&c->spec_modes), err));
+    TRY(params_resolve(params, request, c->model.config.vocab, c->topology.policy.modes, err));
     TRY(encode_prompt(c, &session->prompt, request, err));
     TRY(params_fit_context(params, session->prompt.n, atomic_load(&c->context), err));
     if (!params->has_seed) params->seed = draw();
