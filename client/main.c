@@ -5,6 +5,7 @@
 
 #include "client/generate.h"
 #include "client/plan.h"
+#include "client/policy.h"
 #include "client/serve.h"
 #include "client/status.h"
 #include "client/tokenize.h"
@@ -19,6 +20,7 @@ static const struct command commands[] = {
     {"plan", "show which ranks would do what, and how fast", client_plan},
     {"generate", "send a prompt to a server and stream the answer", client_generate},
     {"status", "show what a server is doing", client_status},
+    {"policy", "show or set how a server speculates", client_policy},
     {"tokenize", "text to token ids, offline", client_tokenize},
 };
 #define N_COMMANDS (sizeof commands / sizeof *commands)

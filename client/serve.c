@@ -302,7 +302,8 @@ static void clean_up(struct supervisor *s) {
 int client_serve(int argc, char **argv) {
     struct options *options;
     struct error err;
-    if (options_parse(&options, serve_option_rows, n_serve_option_rows, argc, argv, &err) != STATUS_OK) {
+    if (options_parse(&options, serve_option_rows, n_serve_option_rows, argc, argv, &err) !=
+        STATUS_OK) {
         fprintf(stderr, "tandem serve: %s; try tandem serve --help\n", err.text);
         return 2;
     }

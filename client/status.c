@@ -34,17 +34,32 @@ static enum status fetch(Tandem__V1__GetStatusResponse **out, const char *server
     return status;
 }
 
+static void print_speculation(const Tandem__V1__ReplicaStatus *replica) {
+    printf("  speculation:");
+    if (replica->window > 0) {
+        printf(" window %u, layer width %u, delay %u;", replica->window, replica->layer_width,
+               replica->delay);
+    }
+    printf(" acceptance %.2f of late; since start %.1f %% of %" PRIu64 " drafted tokens, "
+           "acceptance length %.2f\n", replica->acceptance,
+           100.0 * (double)replica->accepted_tokens / (double)replica->draft_tokens,
+           replica->draft_tokens, 1 + (double)replica->accepted_tokens / (double)replica->drafts);
+    printf("  waited: the draft %.1f s for the target, the target %.1f s for the draft\n",
+           replica->draft_wait_seconds, replica->target_wait_seconds);
+}
+
 static void print_replica(const Tandem__V1__ReplicaStatus *replica) {
     printf("\nreplica %s: %s%s%s\n", replica->id, replica->state,
            replica->detail[0] != '\0' ? ", " : "", replica->detail);
     printf("  mode %s, %u running, %u waiting, KV blocks %u of %u, %.1f tokens/s\n", replica->mode,
            replica->running, replica->waiting, replica->kv_blocks_used, replica->kv_blocks,
            replica->tokens_per_second);
-    printf("  %4s  %-16s %-22s %-7s %5s %12s %9s %11s\n", "rank", "host", "device", "role", "shard",
+    if (replica->drafts > 0) print_speculation(replica);
+    printf("  %4s  %-16s %-22s %-12s %5s %12s %9s %11s\n", "rank", "host", "device", "role", "shard",
            "weights MiB", "KV MiB", "scratch MiB");
     for (size_t i = 0; i < replica->n_ranks; i++) {
         const Tandem__V1__RankStatus *rank = replica->ranks[i];
-        printf("  %4u  %-16.16s %-22.22s %-7s %5u %12.1f %9.1f %11.1f\n", rank->rank, rank->host,
+        printf("  %4u  %-16.16s %-22.22s %-12s %5u %12.1f %9.1f %11.1f\n", rank->rank, rank->host,
                rank->device, rank->role, rank->shard, (double)rank->weights_bytes / MIB,
                (double)rank->kv_bytes / MIB, (double)rank->scratch_bytes / MIB);
     }
@@ -74,12 +89,19 @@ static json_t *replica_json(const Tandem__V1__ReplicaStatus *replica) {
     for (size_t i = 0; i < replica->n_ranks; i++) {
         json_array_append_new(ranks, rank_json(replica->ranks[i]));
     }
-    return json_pack("{ss ss ss ss sI sI sI sI sf so}", "id", replica->id, "state", replica->state,
+    return json_pack("{ss ss ss ss sI sI sI sI sf sI sI sI sI sI sI sf sf sf so}", "id",
+                     replica->id, "state", replica->state,
                      "detail", replica->detail, "mode", replica->mode, "running",
                      (json_int_t)replica->running, "waiting", (json_int_t)replica->waiting,
                      "kv_blocks", (json_int_t)replica->kv_blocks, "kv_blocks_used",
                      (json_int_t)replica->kv_blocks_used, "tokens_per_second",
-                     replica->tokens_per_second, "ranks", ranks);
+                     replica->tokens_per_second, "window", (json_int_t)replica->window, "layer_width",
+                     (json_int_t)replica->layer_width, "delay", (json_int_t)replica->delay,
+                     "drafts", (json_int_t)replica->drafts, "draft_tokens",
+                     (json_int_t)replica->draft_tokens, "accepted_tokens",
+                     (json_int_t)replica->accepted_tokens, "acceptance", replica->acceptance,
+                     "draft_wait_seconds", replica->draft_wait_seconds, "target_wait_seconds",
+                     replica->target_wait_seconds, "ranks", ranks);
 }
 
 static void print_json(const Tandem__V1__GetStatusResponse *status) {

@@ -99,7 +99,8 @@ int coordinator_http_port(const struct coordinator *c);
 /* Ends live requests with UNAVAILABLE "shutting down", tells replicas to stop, frees everything. */
 void coordinator_stop(struct coordinator *c);
 
-/* Writes ports, pid and the ranks of a replica as one JSON object, atomically (under a temporary name, then renamed). */
+/* Writes ports, pid and the ranks of a replica as one JSON object, atomically (under a temporary name,
+ * then renamed). */
 enum status coordinator_write_ports(const struct coordinator *c, const char *path,
                                     struct error *err);
 

@@ -21,7 +21,7 @@ enum placement_split { PLACEMENT_ALONE, PLACEMENT_SHARED, PLACEMENT_DISJOINT };
 struct placement_wish {
     enum placement_drafter drafter;
     uint32_t target_ranks, draft_ranks;  /* 1, 2, 4, 8; draft_ranks only of a draft model */
-    uint32_t n_ranks;                    /* in all: the target's (shared, alone) or the sum (disjoint) */
+    uint32_t n_ranks;                    /* the target's (shared, alone) or the sum (disjoint) */
 };
 
 /* One role of one rank. */
@@ -56,8 +56,8 @@ enum status placement_make(struct placement *out, const struct placement_wish *w
 enum status placement_plan(struct placement *out, uint32_t n_ranks,
                            const struct placement_wish *wish, struct error *err);
 
-/* Whether the ranks can run the mode: overlapped ones need a draft with ranks of its own, layer-parallel
- * ones a draft model, sd any drafter. */
+/* Whether the ranks can run the mode: overlapped ones need a draft with ranks of its own,
+ * layer-parallel ones a draft model, sd any drafter. */
 bool placement_supports(const struct placement *placement, enum spec_mode mode);
 
 /* INVALID_ARGUMENT saying why the mode cannot run here and which can. */

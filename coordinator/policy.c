@@ -119,7 +119,10 @@ static int clamp(int value, int low, int high) {
 static struct policy_setting best_setting(const struct policy *policy, enum spec_mode mode,
                                           double *tokens_per_second) {
     const struct policy_wish *wish = &policy->options.wish;
-    int low = wish->window > 0 ? wish->window : 1;
+    /* A window of one leaves no tail and no fuzzy step: nothing would be learned of either. */
+    bool longer = spec_mode_overlapped(mode) || spec_mode_layer_parallel(mode);
+    int least = longer && policy->options.max_window > 1 ? 2 : 1;
+    int low = wish->window > 0 ? wish->window : least;
     int high = wish->window > 0 ? wish->window : policy->options.max_window;
     struct speed_choice choice = speed_model_best(&policy->model, mode, low, high);
     if (wish->delay >= 0 && spec_mode_overlapped(mode)) {

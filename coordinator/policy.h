@@ -9,9 +9,10 @@
  *                                     ▲──────────────── best estimate ──────────────────┘
  *
  * A segment is a quarter second and 64 rounds in one setting (slow replicas: a second, trials: less);
- * at its end, and only then, the policy decides. Settled, it changes for a gain of 5 %, twice in a row; to plain for any gain, for
- * speculation must earn its keep. Probes cost at most 2 % of the time, and ever rarer while they change
- * nothing. A mode that is fixed never changes; its window follows where it is not fixed too.
+ * at its end, and only then, the policy decides. Settled, it changes for a gain of 5 %, twice in a row;
+ * to plain for any gain, for speculation must earn its keep. Probes cost at most 2 % of the time, and
+ * grow rarer while they change nothing. A mode that is fixed never changes; its window follows where
+ * it is not fixed too.
  *
  * One for each replica; owner: the coordinator's thread. */
 #pragma once

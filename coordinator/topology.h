@@ -35,7 +35,7 @@ struct topology {
 enum status topology_make(struct topology *out, const struct coordinator_options *options,
                           const struct coordinator_model *model, struct error *err);
 
-/* NULL-safe comparison behind the first refusal: INVALID_ARGUMENT names the first id that differs. */
+/* The comparison behind the first refusal: INVALID_ARGUMENT names the first id that differs. */
 enum status topology_check_tokenizers(const struct tokenizer *target, const char *target_dir,
                                       const struct tokenizer *draft, const char *draft_dir,
                                       struct error *err);
