@@ -31,12 +31,14 @@ void *backend_packed(struct backend *backend, size_t bytes);
 
 /* --- products -------------------------------------------------------------------------------- */
 
-enum { PANEL_ROWS = 16 };
+enum { PANEL_ROWS = 16, PANEL_STEP = 64 /* bytes of a step, lanes layout */ };
 
 /* A packed weight: panels of 16 output rows, each panel one sequential stream over the leaves and,
  * inside a leaf, over k. Rows past n and columns past a leaf's end are zero.
  *   lanes layout (portable, avx2, avx512): [k / group][16 rows][group], group = 2 bf16 or 4 int8:
  *     64 bytes that a broadcast group of activations multiplies, rows in lanes, no horizontal sum.
+ *     avx512: two neighbouring panels lie interleaved, step by step, so that a block of two panels (which
+ *     halves the broadcasts) is one sequential stream as well.
  *   tile layout (amx): [k / 32 or 64][16 rows][32 bf16 or 64 int8], one 1 KiB tile after the other,
  *     weights in the tile's rows. */
 struct weight {
@@ -47,12 +49,20 @@ struct weight {
     int leaf_begin[BACKEND_MAX_LEAVES + 1];  /* in columns of the product */
     int leaf_steps[BACKEND_MAX_LEAVES + 1];  /* where the leaf begins, in steps of a panel */
     size_t panel_bytes;
-    char *data;      /* n_panels * panel_bytes, in huge pages where the kernel gives them */
+    int interleave;  /* panels that lie interleaved: 2 for avx512, else 1 */
+    char *data;      /* n_panels * panel_bytes (an even number of them for 2), in huge pages where the kernel gives them */
     float *scales;   /* int8: [n_panels][n_leaves][16] */
     int32_t *sums;   /* int8, lanes: [n_panels][n_leaves][16], 128 * sum of the row's weights */
     size_t bytes;    /* all of the above */
     size_t mapped;
 };
+
+/* Lanes layout: where a step of a panel stands; the panel's next step is interleave * 64 bytes on. */
+static inline char *weight_step(const struct weight *w, int panel_i, int step) {
+    size_t pair = (size_t)(panel_i / w->interleave) * (size_t)w->interleave;
+    size_t in_pair = (size_t)(panel_i % w->interleave) + (size_t)step * (size_t)w->interleave;
+    return w->data + pair * w->panel_bytes + in_pair * PANEL_STEP;
+}
 
 /* Columns in one step of a panel. */
 static inline int weight_group(enum dtype format, bool tiles) {

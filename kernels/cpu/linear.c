@@ -144,8 +144,11 @@ struct product {
 static void run_stretch(void *arg, int task_i) {
     const struct product *p = arg;
     int n = p->weight->n_panels;
-    int begin = (int)((int64_t)n * task_i / p->n_tasks);
-    int end = (int)((int64_t)n * (task_i + 1) / p->n_tasks);
+    /* Borders between interleaved panels would cost both neighbours a stream of half lines. */
+    int unit = p->weight->interleave;
+    int begin = (int)((int64_t)n * task_i / p->n_tasks) / unit * unit;
+    int end = (int)((int64_t)n * (task_i + 1) / p->n_tasks) / unit * unit;
+    if (task_i + 1 == p->n_tasks) end = n;
     p->kernel(p->out, (size_t)p->weight->n, p->weight, p->rows, p->bias, begin, end);
 }
 

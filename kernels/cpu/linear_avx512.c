@@ -10,7 +10,7 @@
 
 /* How far ahead weights are fetched: one or two rows wait for memory and the processor's own prefetcher
  * helps; with more rows a step takes longer than the distance it looks ahead (measured on Zen 4). */
-enum { FETCH_FEW = 1024, FETCH_MANY = 4096, ONE_STREAM_ROWS = 4, MAX_SUMS = 26 };
+enum { FETCH_FEW = 1024, FETCH_MANY = 4096, MAX_SUMS = 26, PAIR_STEP = 2 * PANEL_STEP };
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -33,8 +33,9 @@ INLINE void store(float *out, size_t out_stride, const struct weight *w, const f
     _mm512_mask_storeu_ps(out + (size_t)row * out_stride + output, mask, sum);
 }
 
-/* One leaf of P panels x M rows. w: the leaf's first step in panel 0; x: in row 0. */
-INLINE void leaf_bf16(__m512 *acc, const char *w, size_t panel_bytes, const char *x,
+/* One leaf of P panels x M rows. w: the leaf's first step in panel 0 (an even one where P > 1); x: in
+ * row 0. */
+INLINE void leaf_bf16(__m512 *acc, const char *w, size_t pair_bytes, const char *x,
                       size_t row_bytes, int n_steps, const int P, const int M) {
     __m512 sums[MAX_SUMS]; /* their own array, every loop over it unrolled: they stay in registers */
 #pragma GCC unroll 32
@@ -43,7 +44,8 @@ INLINE void leaf_bf16(__m512 *acc, const char *w, size_t panel_bytes, const char
         __m512bh weights[4];
 #pragma GCC unroll 4
         for (int p = 0; p < P; p++) {
-            const char *at = w + (size_t)p * panel_bytes + (size_t)step * 64;
+            const char *at = w + (size_t)(p / 2) * pair_bytes + (size_t)step * PAIR_STEP +
+                             p % 2 * PANEL_STEP;
             _mm_prefetch(at + (M <= 2 ? FETCH_FEW : FETCH_MANY), _MM_HINT_T0);
             weights[p] = (__m512bh)_mm512_load_si512(at);
         }
@@ -61,7 +63,7 @@ INLINE void leaf_bf16(__m512 *acc, const char *w, size_t panel_bytes, const char
     for (int i = 0; i < P * M; i++) acc[i] = sums[i];
 }
 
-INLINE void leaf_i8(__m512i *acc, const char *w, size_t panel_bytes, const char *x,
+INLINE void leaf_i8(__m512i *acc, const char *w, size_t pair_bytes, const char *x,
                     size_t row_bytes, int n_steps, const int P, const int M) {
     __m512i sums[MAX_SUMS];
 #pragma GCC unroll 32
@@ -70,7 +72,8 @@ INLINE void leaf_i8(__m512i *acc, const char *w, size_t panel_bytes, const char 
         __m512i weights[4];
 #pragma GCC unroll 4
         for (int p = 0; p < P; p++) {
-            const char *at = w + (size_t)p * panel_bytes + (size_t)step * 64;
+            const char *at = w + (size_t)(p / 2) * pair_bytes + (size_t)step * PAIR_STEP +
+                             p % 2 * PANEL_STEP;
             _mm_prefetch(at + (M <= 2 ? FETCH_FEW : FETCH_MANY), _MM_HINT_T0);
             weights[p] = _mm512_load_si512(at);
         }
@@ -93,12 +96,12 @@ INLINE void block_bf16(float *out, size_t out_stride, const struct weight *w,
                        const struct packed_rows *rows, const float *bias, int panel_i, int row,
                        const int P, const int M) {
     __m512 leaves[MAX_SUMS][BACKEND_MAX_LEAVES]; /* [P * M][leaf] */
-    const char *panel = w->data + (size_t)panel_i * w->panel_bytes;
     const char *x = (const char *)rows->data + (size_t)row * rows->row_bytes;
     for (int leaf = 0; leaf < w->n_leaves; leaf++) {
         __m512 acc[MAX_SUMS];
         size_t at = (size_t)w->leaf_steps[leaf];
-        leaf_bf16(acc, panel + at * 64, w->panel_bytes, x + at * 4, rows->row_bytes,
+        leaf_bf16(acc, weight_step(w, panel_i, w->leaf_steps[leaf]), 2 * w->panel_bytes,
+                  x + at * 4, rows->row_bytes,
                   w->leaf_steps[leaf + 1] - w->leaf_steps[leaf], P, M);
         for (int i = 0; i < P * M; i++) leaves[i][leaf] = acc[i];
     }
@@ -114,12 +117,12 @@ INLINE void block_i8(float *out, size_t out_stride, const struct weight *w,
                      const struct packed_rows *rows, const float *bias, int panel_i, int row,
                      const int P, const int M) {
     __m512 leaves[MAX_SUMS][BACKEND_MAX_LEAVES];
-    const char *panel = w->data + (size_t)panel_i * w->panel_bytes;
     const char *x = (const char *)rows->data + (size_t)row * rows->row_bytes;
     for (int leaf = 0; leaf < w->n_leaves; leaf++) {
         __m512i acc[MAX_SUMS];
         size_t at = (size_t)w->leaf_steps[leaf];
-        leaf_i8(acc, panel + at * 64, w->panel_bytes, x + at * 4, rows->row_bytes,
+        leaf_i8(acc, weight_step(w, panel_i, w->leaf_steps[leaf]), 2 * w->panel_bytes,
+                x + at * 4, rows->row_bytes,
                 w->leaf_steps[leaf + 1] - w->leaf_steps[leaf], P, M);
         for (int p = 0; p < P; p++) {
             size_t side = ((size_t)(panel_i + p) * (size_t)w->n_leaves + (size_t)leaf) * PANEL_ROWS;
@@ -149,9 +152,9 @@ INLINE void block_i8(float *out, size_t out_stride, const struct weight *w,
         block_##kind(out, out_stride, w, rows, bias, panel_i, row, P, M);                          \
     }
 #define HEIGHTS(X, kind)                                                                           \
-    X(kind, 4, 1) X(kind, 4, 2) X(kind, 4, 3) X(kind, 4, 4) X(kind, 4, 5) X(kind, 4, 6)            \
-    X(kind, 3, 7) X(kind, 3, 8) X(kind, 2, 9) X(kind, 2, 10) X(kind, 2, 11) X(kind, 2, 12)         \
-    X(kind, 2, 13) X(kind, 1, 14) X(kind, 1, 15) X(kind, 1, 16)
+    X(kind, 2, 1) X(kind, 2, 2) X(kind, 2, 3) X(kind, 2, 4) X(kind, 2, 5) X(kind, 4, 6)            \
+    X(kind, 2, 7) X(kind, 2, 8) X(kind, 2, 9) X(kind, 2, 10) X(kind, 2, 11) X(kind, 2, 12)         \
+    X(kind, 2, 13)
 #define NARROW(X, kind)                                                                            \
     X(kind, 1, 1) X(kind, 1, 2) X(kind, 1, 3) X(kind, 1, 4) X(kind, 1, 5) X(kind, 1, 6)            \
     X(kind, 1, 7) X(kind, 1, 8) X(kind, 1, 9) X(kind, 1, 10) X(kind, 1, 11) X(kind, 1, 12)         \
@@ -168,21 +171,20 @@ struct height {
     block_fn wide, narrow;
 };
 #define WIDE_ROW(kind, P, M) [M] = {P, kind##_##P##_##M, kind##_1_##M},
-static const struct height heights_bf16[17] = {HEIGHTS(WIDE_ROW, bf16)};
-static const struct height heights_i8[17] = {HEIGHTS(WIDE_ROW, i8)};
+static const struct height heights_bf16[14] = {HEIGHTS(WIDE_ROW, bf16)};
+static const struct height heights_i8[14] = {HEIGHTS(WIDE_ROW, i8)};
 
-/* Up to 16 rows are one block: the weights stream by once. Few rows wait for memory, and one panel at a
- * time is one sequential stream, which is what the processor fetches best; more rows wait for the
- * arithmetic, which wants several panels for each broadcast. Beyond 16, blocks of 6 are densest; the
- * panels of a block then come from the second-level cache. */
+/* Up to 13 rows are one block: the weights stream by once, as one stream of pairs of panels. With more, the
+ * panels of all blocks but the first come from the second-level cache. */
 static void run(const struct height *heights, float *out, size_t out_stride,
                 const struct weight *w, const struct packed_rows *rows, const float *bias,
                 int panel_begin, int panel_end) {
     int n_rows = rows->n_rows;
-    int tall = n_rows <= 16 ? n_rows : 6;
-    int width = n_rows <= ONE_STREAM_ROWS ? 1 : heights[tall].n_panels;
+    int tall = n_rows <= 13 ? n_rows : n_rows <= 16 ? 8 : 6;
+    int width = heights[tall].n_panels;
     for (int panel = panel_begin; panel < panel_end;) {
-        int n_panels = panel_end - panel >= width ? width : 1;
+        bool whole = panel % 2 == 0 && panel_end - panel >= width;
+        int n_panels = whole ? width : 1;
         for (int row = 0; row < n_rows;) {
             int height = n_rows - row < tall ? n_rows - row : tall;
             const struct height *h = &heights[height];

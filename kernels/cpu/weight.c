@@ -39,12 +39,16 @@ static void lay_out(struct weight *w, const int *leaf_begin, int n_leaves) {
 
 /* Puts one row of a leaf, as stored elements, into its lane (or tile row): a group of columns at a
  * time, PANEL_ROWS groups apart. What lies past n_bytes in the last group stays zero. */
-static void scatter(const struct weight *w, char *panel, int row, int leaf, const char *values,
+static void scatter(const struct weight *w, int panel_i, int row, int leaf, const char *values,
                     size_t n_bytes) {
     size_t group_bytes = w->tiles ? 64 : 4;
-    char *out = panel + ((size_t)w->leaf_steps[leaf] * PANEL_ROWS + (size_t)row) * group_bytes;
+    size_t stride = PANEL_ROWS * group_bytes * (size_t)w->interleave;
+    char *step = w->tiles ? w->data + (size_t)panel_i * w->panel_bytes +
+                                (size_t)w->leaf_steps[leaf] * stride
+                          : weight_step(w, panel_i, w->leaf_steps[leaf]);
+    char *out = step + (size_t)row * group_bytes;
     size_t at = 0;
-    for (; at + group_bytes <= n_bytes; at += group_bytes, out += PANEL_ROWS * group_bytes) {
+    for (; at + group_bytes <= n_bytes; at += group_bytes, out += stride) {
         if (group_bytes == 4) memcpy(out, values + at, 4);
         else memcpy(out, values + at, 64);
     }
@@ -96,14 +100,13 @@ static void pack_row(struct weight *w, int output, const struct weight_source *s
                      struct row_buffers *buffers) {
     load_row(buffers, w, source, row);
     int panel_i = output / PANEL_ROWS, panel_row = output % PANEL_ROWS;
-    char *panel = w->data + (size_t)panel_i * w->panel_bytes;
     for (int leaf = 0; leaf < w->n_leaves; leaf++) {
         int begin = w->leaf_begin[leaf], n = w->leaf_begin[leaf + 1] - begin;
         if (w->format == DTYPE_I8) {
             quantise(w, buffers->bytes, buffers->values + begin, n, panel_i, panel_row, leaf);
-            scatter(w, panel, panel_row, leaf, (const char *)buffers->bytes, (size_t)n);
+            scatter(w, panel_i, panel_row, leaf, (const char *)buffers->bytes, (size_t)n);
         } else {
-            scatter(w, panel, panel_row, leaf, (const char *)(buffers->bf16 + begin),
+            scatter(w, panel_i, panel_row, leaf, (const char *)(buffers->bf16 + begin),
                     (size_t)n * sizeof *buffers->bf16);
         }
     }
@@ -118,13 +121,16 @@ enum status backend_weight_create(struct weight **out, struct backend *backend,
     struct weight *w = xcalloc(1, sizeof *w);
     w->format = format;
     w->tiles = backend->isa == BACKEND_AMX;
+    w->interleave = backend->isa == BACKEND_AVX512 ? 2 : 1;
     w->k = k;
     for (int i = 0; i < n_sources; i++) w->n += sources[i].n_rows;
     lay_out(w, leaf_begin, leaf_begin ? n_leaves : 1);
 
     size_t n_scales = (size_t)w->n_panels * (size_t)w->n_leaves * PANEL_ROWS;
     w->bytes = (size_t)w->n_panels * w->panel_bytes;
-    enum status status = map_bytes((void **)&w->data, &w->mapped, w->bytes ? w->bytes : 64, err);
+    size_t spare = w->n_panels % w->interleave != 0 ? w->panel_bytes : 0;
+    size_t needed = w->bytes + spare;
+    enum status status = map_bytes((void **)&w->data, &w->mapped, needed ? needed : 64, err);
     if (status != STATUS_OK) {
         free(w);
         return status;
