@@ -119,6 +119,7 @@ static void add_modes(struct bench *b, float temperature) {
         add(b, "modes", "TP2, draft TP2", b->shared_2, SPEC_SD, g, 1, 0, temperature);
         add(b, "modes", "TP2, draft TP2", b->shared_2, SPEC_EASYSPEC, g, 2, 0, temperature);
         add(b, "modes", "TP2, draft TP2", b->shared_2, SPEC_EASYSPEC, g, 4, 0, temperature);
+        add(b, "modes", "1+1, serial", b->disjoint, SPEC_SD, g, 1, 0, temperature);
         add(b, "modes", "1+1", b->disjoint, SPEC_PEARL, g, 1, 0, temperature);
         if (g > 2) add(b, "modes", "1+1", b->disjoint, SPEC_PEARL, g, 1, 1, temperature);
         if (g > 4) add(b, "modes", "1+1", b->disjoint, SPEC_PEARL, g, 1, 2, temperature);
@@ -227,19 +228,19 @@ static enum status run_pass(struct bench *b, int pass, struct error *err) {
 /* --- printing ------------------------------------------------------------------------------------- */
 
 static void print_head(void) {
-    printf("  %-9s %-15s %2s %2s %2s %9s %8s %7s %7s %7s %7s %7s %8s\n", "mode", "ranks", "g", "N", "k",
-           "tokens/s", "x plain", "accept", "length", "tok/rnd", "t-wait", "d-wait", "ctl us");
+    printf("  %-9s %-15s %2s %2s %2s %9s %8s %7s %7s %7s %8s %7s %7s %8s\n", "mode", "ranks", "g", "N", "k",
+           "tokens/s", "x plain", "accept", "length", "tok/rnd", "pass us", "t-wait", "d-wait", "ctl us");
 }
 
 static void print_line(struct line *line) {
     const struct spec_result *r = &line->result;
     const struct spec_policy *p = &line->way.policy;
     bool plain = p->mode == SPEC_PLAIN;
-    printf("  %-9s %-15s %2d %2d %2d %9.1f %8.2f %7.3f %7.2f %7.2f %6.0f%% %6.0f%% %8.1f\n",
+    printf("  %-9s %-15s %2d %2d %2d %9.1f %8.2f %7.3f %7.2f %7.2f %8.0f %6.0f%% %6.0f%% %8.1f\n",
            spec_mode_name(p->mode), line->way.label, plain ? 0 : p->window, p->layer_width, p->delay,
            series_median(&line->rate), series_median(&line->ratio), r->acceptance,
-           r->acceptance_length, r->tokens_per_round, 100 * r->target_wait, 100 * r->draft_wait,
-           r->control_us);
+           r->acceptance_length, r->tokens_per_round, r->pass_us, 100 * r->target_wait,
+           100 * r->draft_wait, r->control_us);
 }
 
 static void write_csv(struct bench *b, struct line *line) {
@@ -258,13 +259,15 @@ static void write_csv(struct bench *b, struct line *line) {
     fprintf(b->csv, "\n");
 }
 
-/* The fastest line of a mode (and rank layout where given). */
-static struct line *best(struct bench *b, float temperature, enum spec_mode mode) {
+/* The fastest line of a mode; label NULL: on any ranks. */
+static struct line *best(struct bench *b, float temperature, enum spec_mode mode,
+                         const char *label) {
     struct line *best = NULL;
     for (int i = 0; i < b->n_lines; i++) {
         struct line *line = &b->lines[i];
         if (strcmp(line->what, "modes") != 0 || line->way.policy.mode != mode ||
             line->way.temperature != temperature) continue;
+        if (label != NULL && strcmp(line->way.label, label) != 0) continue;
         if (best == NULL || series_median(&line->rate) > series_median(&best->rate)) best = line;
     }
     return best;
@@ -282,12 +285,16 @@ static void print_modes(struct bench *b, float temperature) {
     }
     printf("  best of each mode\n");
     for (int mode = 0; mode < SPEC_N_MODES; mode++) {
-        print_line(best(b, temperature, (enum spec_mode)mode));
+        print_line(best(b, temperature, (enum spec_mode)mode, NULL));
     }
-    struct line *pearl = best(b, temperature, SPEC_PEARL), *sd = best(b, temperature, SPEC_SD);
-    printf("  pearl / best sd %.2f (aim 1.25), pearl / best plain %.2f (aim 2) at acceptance %.3f\n",
-           series_median(&pearl->ratio) / series_median(&sd->ratio), series_median(&pearl->ratio),
-           pearl->result.acceptance);
+    struct line *pearl = best(b, temperature, SPEC_PEARL, NULL);
+    struct line *sd = best(b, temperature, SPEC_SD, NULL);
+    struct line *serial = best(b, temperature, SPEC_SD, "1+1, serial");
+    printf("  at acceptance %.3f: pearl / best plain %.2f (aim 2), pearl / best sd %.2f (aim 1.25), "
+           "pearl / sd on the same 1+1 ranks %.2f\n",
+           pearl->result.acceptance, series_median(&pearl->ratio),
+           series_median(&pearl->ratio) / series_median(&sd->ratio),
+           series_median(&pearl->ratio) / series_median(&serial->ratio));
 }
 
 /* Tokens per round of PEARL (speculation.md 2). */
