@@ -11,6 +11,7 @@ struct line {
     struct rpc_call *call;        /* a reference */
     struct replica *replica;      /* NULL before the hello, and once it is over */
     bool over;                    /* refused or lost: what still arrives is ignored */
+    int logged_mode;              /* enum spec_mode of the last decision at level info; -1: none */
     /* Gathered for the next message downwards. */
     struct session **submits;
     size_t n_submits, submits_capacity;
@@ -22,6 +23,7 @@ struct line *line_create(struct coordinator *c, struct rpc_call *call) {
     atomic_fetch_add(&c->n_lines, 1);
     struct line *line = xcalloc(1, sizeof *line);
     line->call = rpc_call_ref(call);
+    line->logged_mode = -1;
     return line;
 }
 
@@ -202,9 +204,13 @@ static void ready(struct coordinator *c, struct line *line, const Tandem__V1__Re
     generate_route(c);
 }
 
-static void log_policy(const struct replica *replica) {
+/* Another mode is news; probes and windows are not. */
+static void log_policy(struct line *line) {
+    const struct replica *replica = line->replica;
     const struct policy_setting *now = &replica->policy.current;
-    enum log_level level = replica->policy.phase == POLICY_SETTLED ? LOG_INFO : LOG_DEBUG;
+    bool news = replica->policy.phase == POLICY_SETTLED && (int)now->mode != line->logged_mode;
+    enum log_level level = news ? LOG_INFO : LOG_DEBUG;
+    if (news) line->logged_mode = (int)now->mode;
     log_write(level, "replica %s: %s, window %d, layer width %d, delay %d (%s; %.1f tokens/s "
               "expected, plain %.1f)",
               replica->id, spec_mode_name(now->mode), now->window, now->layer_width, now->delay,
@@ -214,7 +220,8 @@ static void log_policy(const struct replica *replica) {
 }
 
 /* Every decoding sequence commits in every round: `keys` counts them. */
-static void decide(struct replica *replica, const Tandem__V1__Step *message) {
+static void decide(struct line *line, const Tandem__V1__Step *message) {
+    struct replica *replica = line->replica;
     const Tandem__V1__StepStats *stats = message->stats;
     if (stats == NULL || stats->spec == NULL) return;
     struct policy_step step = {
@@ -225,7 +232,7 @@ static void decide(struct replica *replica, const Tandem__V1__Step *message) {
         .prefill = stats->prefill_rows > 0,
     };
     if (!policy_observe(&replica->policy, &step)) return;
-    log_policy(replica);
+    log_policy(line);
     line_policy(replica);
 }
 
@@ -240,7 +247,7 @@ static void step(struct coordinator *c, struct line *line, const Tandem__V1__Ste
     }
     facts_step(&c->facts, replica, message);
     replica_step(replica, message, clock_now_ns());
-    decide(replica, message);
+    decide(line, message);
     if (!generate_step(c, replica, message, &err)) {
         break_off(c, line, &err);
         return;

@@ -55,36 +55,74 @@ static double prior_us(const struct speed_model *prior, double rows) {
     return prior->target_us[below] * (1 - part) + prior->target_us[below + 1] * part;
 }
 
-/* Times of the target: the prior's shape through the one or two points that are measured. Returns how
- * much slower than the prior this machine is. */
-static double fit_target(struct speed_model *model, const struct speed_model *prior,
-                         const Tandem__V1__SpecStats *spec, int bucket) {
-    double one = at(spec->target_us, spec->n_target_us, bucket);
-    double many = at(spec->verify_us, spec->n_verify_us, bucket);
-    double rows = at(spec->verify_rows, spec->n_verify_rows, bucket);
-    double low = one > 0 ? one / prior_us(prior, 1) : 0;
-    double high = many > 0 && rows > 1.2 ? many / prior_us(prior, rows) : 0;
-    if (low == 0 && high == 0) return 0;
+/* A report of a series. Its average needs some rounds to forget what it was before a pause. */
+static void take_time(struct policy *policy, enum policy_series series, double raw, double scale) {
+    enum { SETTLED_STREAK = 24 };
+    static const double pause_us = 500e3;
+    struct policy_time *time = &policy->times[policy->bucket][series];
+    if (raw == 0 || raw == time->raw) return;
+    bool resumed = time->streak == 0 || policy->busy_us - time->at_us > pause_us;
+    time->streak = resumed ? 1 : time->streak + 1;
+    bool of_target = series == POLICY_TARGET || series == POLICY_VERIFY;
+    bool vacant = policy->lead == NULL || policy->busy_us - policy->lead->at_us > pause_us;
+    if (policy->lead == time && !resumed) policy->drift *= scale / time->scale;
+    if (of_target && vacant && time->streak >= SETTLED_STREAK) policy->lead = time;
+    time->raw = raw;
+    time->scale = scale;
+    time->drift = policy->drift;
+    time->at_us = policy->busy_us;
+}
+
+/* What it would be now; 0: not known. */
+static double scale_now(const struct policy *policy, enum policy_series series) {
+    const struct policy_time *time = &policy->times[policy->bucket][series];
+    return time->scale > 0 ? time->scale * policy->drift / time->drift : 0;
+}
+
+static void take_times(struct policy *policy, const Tandem__V1__SpecStats *spec) {
+    const struct speed_model *prior = &policy->options.prior;
+    int b = policy->bucket;
+    double rows = at(spec->verify_rows, spec->n_verify_rows, b);
+    double one = at(spec->target_us, spec->n_target_us, b);
+    double many = at(spec->verify_us, spec->n_verify_us, b);
+    double draft = at(spec->draft_us, spec->n_draft_us, b);
+    double fuzzy = at(spec->fuzzy_us, spec->n_fuzzy_us, b);
+    double calibrate = at(spec->calibrate_us, spec->n_calibrate_us, b);
+    take_time(policy, POLICY_TARGET, one, one / prior_us(prior, 1));
+    take_time(policy, POLICY_VERIFY, rows > 1.2 ? many : 0, many / prior_us(prior, rows));
+    /* Look-up drafting has no prior: its scale is the time itself. */
+    take_time(policy, POLICY_DRAFT, draft, draft / (prior->draft_us > 0 ? prior->draft_us : 1));
+    take_time(policy, POLICY_FUZZY, fuzzy, fuzzy / (prior->fuzzy_us > 0 ? prior->fuzzy_us : 1));
+    take_time(policy, POLICY_CALIBRATE, calibrate,
+              calibrate / (prior->calibrate_us > 0 ? prior->calibrate_us : 1));
+    policy->verify_rows = rows;
+}
+
+/* Times of the target: the prior's shape through the one or two points that are measured. */
+static void fit_target(struct policy *policy) {
+    double low = scale_now(policy, POLICY_TARGET), high = scale_now(policy, POLICY_VERIFY);
+    double rows = policy->verify_rows;
+    if (low == 0 && high == 0) return;
     if (low == 0) low = high;
     if (high == 0) high = low;
     for (int r = 1; r < SPEC_MAX_WINDOW + 2; r++) {
         double part = rows > 1.2 ? fmin((r - 1) / (rows - 1), 1) : 0;
-        model->target_us[r] = prior->target_us[r] * (low + (high - low) * part);
+        policy->model.target_us[r] *= low + (high - low) * part;
     }
-    return low;
 }
 
-static void fit_draft(struct speed_model *model, const struct speed_model *prior,
-                      const Tandem__V1__SpecStats *spec, int bucket, double scale) {
-    double draft = at(spec->draft_us, spec->n_draft_us, bucket);
-    double fuzzy = at(spec->fuzzy_us, spec->n_fuzzy_us, bucket);
-    double calibrate = at(spec->calibrate_us, spec->n_calibrate_us, bucket);
-    if (draft > 0 && prior->draft_us > 0) scale = draft / prior->draft_us;
-    else if (fuzzy > 0 && prior->fuzzy_us > 0) scale = fuzzy / prior->fuzzy_us;
-    if (scale == 0) scale = 1;
-    model->draft_us = draft > 0 ? draft : prior->draft_us * scale;
-    model->fuzzy_us = fuzzy > 0 ? fuzzy : prior->fuzzy_us * scale;
-    model->calibrate_us = calibrate > 0 ? calibrate : prior->calibrate_us * scale;
+/* What is not measured is as much slower than the prior as what is most like it. */
+static void fit_draft(struct policy *policy) {
+    struct speed_model *model = &policy->model;
+    double draft = scale_now(policy, POLICY_DRAFT), fuzzy = scale_now(policy, POLICY_FUZZY);
+    double calibrate = scale_now(policy, POLICY_CALIBRATE);
+    double target = scale_now(policy, POLICY_TARGET), like = target > 0 ? target : 1;
+    if (fuzzy > 0) like = fuzzy;
+    if (draft > 0) like = draft;
+    bool looks_up = policy->options.prior.draft_us == 0;
+    model->draft_us = looks_up ? draft : model->draft_us * (draft > 0 ? draft : like);
+    model->fuzzy_us *= fuzzy > 0 ? fuzzy : like;
+    model->calibrate_us *= calibrate > 0 ? calibrate : like;
 }
 
 /* The workers' average forgets within a hundred tokens, and swings by some hundredths: windows would
@@ -99,8 +137,9 @@ static void fit(struct policy *policy, const Tandem__V1__SpecStats *spec) {
     const struct speed_model *prior = &policy->options.prior;
     struct speed_model *model = &policy->model;
     *model = *prior;
-    double scale = fit_target(model, prior, spec, policy->bucket);
-    fit_draft(model, prior, spec, policy->bucket, scale);
+    take_times(policy, spec);
+    fit_target(policy);
+    fit_draft(policy);
     smooth(&policy->accept_exact, spec->acceptance);
     smooth(&policy->accept_fuzzy, spec->acceptance_fuzzy);
     if (policy->accept_exact > 0) model->accept_exact = policy->accept_exact;
@@ -413,7 +452,8 @@ static void begin(struct policy *policy) {
 }
 
 void policy_init(struct policy *policy, const struct policy_options *options) {
-    *policy = (struct policy){.options = *options, .model = options->prior, .n_sequences = 1};
+    *policy = (struct policy){
+        .options = *options, .model = options->prior, .n_sequences = 1, .drift = 1};
     CHECK(options->modes & 1u << SPEC_PLAIN);
     CHECK(options->max_window >= 1 && options->max_window <= SPEC_MAX_WINDOW);
     begin(policy);

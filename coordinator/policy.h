@@ -53,12 +53,29 @@ struct policy_record {
     double at_us;              /* busy time when it was measured */
 };
 
+/* The times that replicas report, as multiples of the prior's. */
+enum policy_series {
+    POLICY_TARGET, POLICY_VERIFY, POLICY_DRAFT, POLICY_FUZZY, POLICY_CALIBRATE, POLICY_N_SERIES
+};
+
+/* One of them. What a mode at rest does not measure drifts as what the running one does: a machine
+ * that has become slow is slow for both. */
+struct policy_time {
+    double raw;                /* as reported, to see it change */
+    double scale, drift;       /* when it last changed; 0: never */
+    double at_us;
+    int streak;                /* changes with no pause between */
+};
+
 struct policy {
     struct policy_options options;
     struct policy_setting current, settled;   /* settled: to go back to after a probe */
     enum policy_phase phase;
     struct speed_model model;                 /* measured, of the last step's bucket */
     double accept_exact, accept_fuzzy;        /* smoothed; 0: not measured */
+    struct policy_time times[POLICY_BUCKETS][POLICY_N_SERIES];
+    const struct policy_time *lead;           /* whose changes are the machine's drift; NULL: none */
+    double drift, verify_rows;
     int bucket;
     double n_sequences;
     struct policy_record records[POLICY_BUCKETS][SPEC_N_MODES];

@@ -333,6 +333,21 @@ Test(policy, a_draft_that_pays_only_alone_is_dropped_in_large_batches) {
     free(r);
 }
 
+Test(policy, a_machine_that_becomes_slow_is_slow_for_all_modes) {
+    struct replica_model *r = replica_create(0.85, 4000, 600);
+    struct policy policy = policy_for(r, 1u << SPEC_PLAIN | 1u << SPEC_SD, -1);
+    run(r, &policy, 5);
+    cr_assert_eq(policy.settled.mode, SPEC_SD);
+    for (int i = 1; i < SPEC_MAX_WINDOW + 2; i++) r->truth.target_us[i] *= 3;
+    r->truth.draft_us *= 3;
+    run(r, &policy, 2);
+    double expected = policy_estimate(&policy, SPEC_PLAIN).expected, truth = alone(r, SPEC_PLAIN);
+    cr_assert(fabs(expected / truth - 1) < 0.2, "plain: %.1f expected, %.1f true", expected, truth);
+    run(r, &policy, 10);
+    cr_assert_eq(policy.settled.mode, SPEC_SD);
+    free(r);
+}
+
 Test(policy, without_steps_nothing_is_decided) {
     struct replica_model *r = replica_create(0.7, 4000, 600);
     struct policy policy = policy_for(r, EVERY_MODE, -1);
