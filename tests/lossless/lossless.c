@@ -49,7 +49,8 @@ static void try_way(struct suite *s, struct way way) {
     const char *difference = NULL;
     if (run(s, &way, &outcomes, &err) != STATUS_OK) difference = err.text;
     else difference = lot_compare(&s->reference, &outcomes, &request);
-    if (difference == NULL && way.prefix_cache && way.batch > 1 && outcomes.hit_tokens == 0) {
+    if (difference == NULL && way.prefix_cache && way.batch > 1 && way.n_blocks == 0 &&
+        outcomes.hit_tokens == 0) {
         difference = "nothing was found in the prefix cache";
     }
     s->n_runs++;
@@ -162,11 +163,11 @@ static void look_up(struct suite *s) {
 }
 
 static void short_memory(struct suite *s) {
-    try_way(s, (struct way){.mode = SPEC_PEARL, .window = 4, .batch = 16, .n_blocks = 16});
-    try_way(s, (struct way){.mode = SPEC_SD, .window = 4, .batch = 16, .n_blocks = 16,
+    try_way(s, (struct way){.mode = SPEC_PEARL, .window = 4, .batch = 16, .n_blocks = 12});
+    try_way(s, (struct way){.mode = SPEC_SD, .window = 4, .batch = 16, .n_blocks = 12,
                             .shared = true});
     try_way(s, (struct way){.mode = SPEC_PEARL_LP, .window = 4, .layer_width = 2, .batch = 16,
-                            .n_blocks = 16, .prefix_cache = true});
+                            .n_blocks = 12, .prefix_cache = true});
 }
 
 /* Mode, window and width change between rounds, at random. */
