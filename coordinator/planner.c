@@ -95,12 +95,11 @@ static void check_memory(struct planner_candidate *c, const struct planner_input
     c->fits = memory == 0 || c->memory_bytes + reserve <= memory;
     if (c->fits) return;
     snprintf(c->reason, sizeof c->reason,
-             "rank %" PRIu32 " has %.1f MiB, of which %.1f stay free; weights need %.1f, scratch "
-             "%.1f, KV of one sequence of %" PRIu32 " tokens %.1f: %.1f too many",
+             "rank %" PRIu32 " has %.1f MiB, of which %.1f stay free, and needs %.1f: weights %.1f, "
+             "scratch %.1f, KV of one sequence of %" PRIu32 " tokens %.1f",
              fullest.rank, (double)memory / MIB, (double)reserve / MIB,
-             (double)fullest.weights / MIB, (double)fullest.scratch / MIB,
-             input->limits.max_context, (double)fullest.kv / MIB,
-             (double)(c->memory_bytes + reserve - memory) / MIB);
+             (double)c->memory_bytes / MIB, (double)fullest.weights / MIB,
+             (double)fullest.scratch / MIB, input->limits.max_context, (double)fullest.kv / MIB);
 }
 
 /* ---- times ----------------------------------------------------------------------------------- */

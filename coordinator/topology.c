@@ -316,7 +316,9 @@ void topology_print(const struct topology *t, FILE *out) {
     const struct planner_result *r = &t->result;
     print_rows(t, 0, r->n_fitting, ROWS_FITTING, "", out);
     print_rows(t, r->n_fitting, r->n_candidates, ROWS_NOT_FITTING, " and do not fit", out);
-    fprintf(out, "\nN layer width, g window, k delay of the target in draft steps%s.\n\n%s\n",
-            t->placed != NULL ? ", * served" : "", t->why);
-    if (t->placement.n_ranks > 0) print_served(t, out);
+    fprintf(out, "\nN layer width, g window, k delay of the target in draft steps%s.\n",
+            t->placed != NULL ? ", * served" : "");
+    if (t->placement.n_ranks == 0) return;
+    fprintf(out, "\n%s\n", t->why);
+    print_served(t, out);
 }

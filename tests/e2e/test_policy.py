@@ -260,7 +260,7 @@ class Plan(unittest.TestCase):
         code, out, err = tandem("plan", "--model", MODEL, "--draft", DRAFT, "--ranks", "2", "--memory",
                                 "20m")
         self.assertEqual(code, 1)
-        self.assertIn("no: rank 0 has 20.0 MiB, of which 2.0 stay free; weights need ", out)
+        self.assertIn("no: rank 0 has 20.0 MiB, of which 2.0 stay free, and needs ", out)
         self.assertIn("placements fits; the smallest, ", err)
 
     def test_bad_input(self):

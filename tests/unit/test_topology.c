@@ -213,7 +213,7 @@ Test(topology, refuses_what_does_not_fit_with_the_numbers) {
     struct start *s = start_create();
     s->options.draft = DRAFT;
     s->options.machine.memory_bytes = 16 << 20;
-    expect_refusal(s, " has 16.0 MiB, of which 1.6 stay free; weights need ");
+    expect_refusal(s, " has 16.0 MiB, of which 1.6 stay free, and needs ");
     start_free(s);
 }
 
