@@ -25,12 +25,16 @@ static size_t column_bytes(int n, int k, enum dtype weights) {
     return n > 0 ? packed_bytes(n, leaf, 1, weights) : 0;
 }
 
-static size_t layer_vector_floats(const struct model_config *config, int qkv_width) {
+/* Vectors of every layer, wherever its attention is. */
+static size_t layer_vector_floats(const struct model_config *config) {
     size_t floats = 2 * (size_t)config->hidden;
-    if (config->qkv_bias) floats += (size_t)qkv_width;
-    if (config->o_bias) floats += (size_t)config->hidden;
-    if (config->qk_norm) floats += 2 * (size_t)config->head_dim;
-    return floats;
+    return config->o_bias ? floats + (size_t)config->hidden : floats;
+}
+
+/* Vectors where the layer's attention is. */
+static size_t attention_vector_floats(const struct model_config *config, int qkv_width) {
+    size_t floats = config->qkv_bias ? (size_t)qkv_width : 0;
+    return config->qk_norm ? floats + 2 * (size_t)config->head_dim : floats;
 }
 
 /* What of a model's attention a rank holds. */
@@ -47,10 +51,11 @@ static size_t weights_bytes(const struct model_config *config, const struct shar
     size_t attention = column_bytes(part->qkv_width, hidden, weights);
     if (part->qkv_width > 0) {
         attention += packed_bytes(hidden, part->head_leaf, part->n_leaves, weights);
+        attention += attention_vector_floats(config, part->qkv_width) * sizeof(float);
     }
     size_t layer = column_bytes(2 * inter, hidden, weights);
     if (inter > 0) layer += packed_bytes(hidden, shard->inter_leaf, shard->n_leaves, weights);
-    layer += layer_vector_floats(config, part->qkv_width) * sizeof(float);
+    layer += layer_vector_floats(config) * sizeof(float);
     size_t head = column_bytes(shard->vocab_end - shard->vocab_begin, hidden, weights);
     return attention * (size_t)part->n_layers + layer * (size_t)config->n_layers + head +
            (size_t)hidden * sizeof(float);
@@ -104,6 +109,14 @@ struct footprint footprint_of(const struct model_config *config, const struct sh
     return sum_up(config, shard, &part, weights, max_rows, max_logit_rows, 0);
 }
 
+/* Attention outputs that a group of layers exchanges: one for each layer in whole rounds of owners,
+ * or the roots of all ranks for each layer. */
+static int stale_slots(int degree, bool layer_owner, int max_layer_width) {
+    if (max_layer_width <= 1) return 0;
+    int rounds = layer_owner ? (max_layer_width + degree - 1) / degree : max_layer_width;
+    return rounds * degree;
+}
+
 struct footprint footprint_of_draft(const struct model_config *config, const struct shard *shard,
                                     enum dtype weights, int max_rows, int max_logit_rows,
                                     bool layer_owner, int max_layer_width) {
@@ -117,8 +130,7 @@ struct footprint footprint_of_draft(const struct model_config *config, const str
         }
     }
     struct attention_part part = part_of(config, &whole, n_layers);
-    size_t stale = max_layer_width > 1 ? (size_t)((max_layer_width + degree - 1) / degree * degree) : 0;
-    if (!layer_owner) stale = max_layer_width > 1 ? (size_t)(max_layer_width * degree) : 0;
+    size_t stale = (size_t)stale_slots(degree, layer_owner, max_layer_width);
     return sum_up(config, shard, &part, weights, max_rows, max_logit_rows,
                   stale * (size_t)config->hidden);
 }

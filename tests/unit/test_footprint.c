@@ -86,3 +86,72 @@ Test(footprint, a_rank_without_heads_holds_no_cache) {
     size_t head = 4000 * 1024 * 2, norms = (12 * 2 + 1) * 1024 * 4;
     cr_assert_eq(empty.weights_bytes, head + norms);
 }
+
+/* --- drafts --------------------------------------------------------------------------------- */
+
+static struct footprint draft(const struct model_config *config, int rank, int degree, int rows,
+                              bool owner, int width) {
+    struct shard shard;
+    struct error err;
+    CHECK(shard_make(&shard, config, rank, degree, &err) == STATUS_OK);
+    return footprint_of_draft(config, &shard, DTYPE_BF16, rows, 1, owner, width);
+}
+
+Test(footprint, a_draft_of_exact_passes_is_as_any_model) {
+    struct model_config config = model_216m();
+    for (int degree = 1; degree <= 8; degree *= 2) {
+        struct footprint a = footprint(&config, degree - 1, degree, DTYPE_BF16, 1);
+        struct footprint b = draft(&config, degree - 1, degree, 1, false, 1);
+        cr_assert_eq(a.weights_bytes, b.weights_bytes);
+        cr_assert_eq(a.kv_bytes_per_block, b.kv_bytes_per_block);
+        cr_assert_eq(a.scratch_bytes, b.scratch_bytes);
+    }
+}
+
+/* 12 layers on 4 ranks: 0 to rank 0, 1..10 in turn (3, 3, 2, 2), 11 to rank 3. */
+Test(footprint, owners_hold_whole_layers_of_attention) {
+    static const int layers[] = {4, 3, 2, 3};
+    struct model_config config = model_216m();
+    size_t attention = (2048 * 1024 + 1024 * 1024) * 2, norms = (12 * 2 + 1) * 1024 * 4;
+    size_t mlp = 12 * 3 * 3072 / 4 * 1024 * 2, head = 8000 * 1024 * 2;
+    for (int rank = 0; rank < 4; rank++) {
+        struct footprint part = draft(&config, rank, 4, 1, true, 4);
+        size_t n_layers = (size_t)layers[rank];
+        cr_assert_eq(part.weights_bytes, n_layers * attention + mlp + head + norms, "rank %d", rank);
+        cr_assert_eq(part.kv_bytes_per_block, n_layers * 2 * 16 * 8 * 64 * 2, "rank %d", rank);
+    }
+}
+
+Test(footprint, owners_hold_biases_and_head_norms_of_their_layers) {
+    struct model_config config = model_216m();
+    size_t plain = draft(&config, 2, 4, 1, true, 4).weights_bytes;
+    config.qkv_bias = config.qk_norm = true; /* at two layers */
+    size_t more = draft(&config, 2, 4, 1, true, 4).weights_bytes - plain;
+    cr_assert_eq(more, 2 * (2048 + 2 * 64) * 4);
+}
+
+/* One row more of scratch. Owners have whole rows of qkv and heads; what is exchanged is a slot for
+ * each layer in whole rounds of ranks, or a root for each layer and rank. */
+Test(footprint, groups_of_layers_need_scratch) {
+    struct model_config config = model_216m();
+    size_t hidden = 1024, heads = 1024, qkv = 2048, inter = 3072;
+    const struct {
+        int degree, width;
+        bool owner;
+        size_t slots;
+    } cases[] = {{1, 1, true, 0},  {1, 4, true, 4},  {2, 4, true, 4},  {4, 2, true, 4},
+                 {4, 4, true, 4},  {8, 4, true, 8},  {1, 4, false, 4}, {2, 4, false, 8},
+                 {4, 2, false, 8}, {2, 1, false, 0}, {2, 3, true, 4},  {2, 0, true, 0}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int degree = cases[i].degree, width = cases[i].width;
+        bool owner = cases[i].owner;
+        size_t n = (size_t)degree, share = owner ? 1 : n;
+        size_t row = draft(&config, 0, degree, 2, owner, width).scratch_bytes -
+                     draft(&config, 0, degree, 1, owner, width).scratch_bytes;
+        size_t roots = degree > 1 ? n * hidden : 0;
+        size_t expected = 2 * hidden + (qkv + heads) / share + 3 * inter / n + hidden + roots +
+                          cases[i].slots * hidden;
+        cr_assert_eq(row, expected * 4, "%d ranks, width %d, owner %d: %zu, not %zu", degree, width,
+                     owner, row, expected * 4);
+    }
+}
