@@ -18,7 +18,7 @@ struct layer {
 struct transformer {
     struct model_config config;
     struct shard shard;
-    struct shard attention; /* the part of a layer's attention: the shard, or all of it (layer_owner) */
+    struct shard attention; /* its part of a layer's attention: the shard, or all (layer_owner) */
     bool layer_owner;
     struct backend *backend;
     struct comm *group;
@@ -43,8 +43,8 @@ struct transformer {
     float *mlp;         /* inter */
     float *root;        /* hidden: this rank's subtree */
     float *roots;       /* [degree][max_rows, hidden]; NULL at degree 1 */
-    float *stale;       /* [slots][max_rows, hidden]: attention outputs of a group of layers;
-                           NULL where passes are exact only */
+    float *stale;       /* [degree][stale_slots][max_rows, hidden]: attention outputs of a group of
+                           layers; NULL where passes are exact only */
     float *shard_logits; /* [max_logit_rows, local vocab] */
     float *gathered;    /* rank 0, degree > 1: [sum of shards] in rank order */
     float *logits;      /* rank 0, degree > 1: [max_logit_rows, vocab] */
@@ -224,12 +224,11 @@ static float *scratch(struct transformer *t, size_t rows, size_t width) {
     return backend_alloc(t->backend, bytes);
 }
 
-/* Attention outputs that a group of layers exchanges: with owners, one slot for each layer, whole rounds
- * of ranks; else the roots of all ranks for each layer. */
-static int stale_slots(const struct transformer *t) {
-    int width = t->max_layer_width, degree = t->shard.degree;
-    if (width <= 1) return 0;
-    return t->layer_owner ? (width + degree - 1) / degree * degree : width * degree;
+/* What one rank puts into the exchange of a group of n layers: with owners, attention outputs of
+ * its layers (of some groups one fewer); else its root for each layer. */
+static int stale_slots(const struct transformer *t, int n) {
+    int degree = t->shard.degree;
+    return t->layer_owner ? (n + degree - 1) / degree : n;
 }
 
 static enum status allocate_scratch(struct transformer *t, struct error *err) {
@@ -246,14 +245,14 @@ static enum status allocate_scratch(struct transformer *t, struct error *err) {
     t->root = scratch(t, rows, hidden);
     t->shard_logits = scratch(t, logit_rows, (size_t)t->vocab);
     if (gathers) t->roots = scratch(t, rows * degree, hidden);
-    size_t slots = (size_t)stale_slots(t);
+    bool exact_only = t->max_layer_width <= 1;
+    size_t slots = exact_only ? 0 : (size_t)stale_slots(t, t->max_layer_width) * degree;
     if (slots > 0) t->stale = scratch(t, rows * slots, hidden);
     if (leads) t->gathered = scratch(t, logit_rows, (size_t)t->config.vocab);
     if (leads) t->logits = scratch(t, logit_rows, (size_t)t->config.vocab);
-    bool complete = t->residual && t->normed && t->qkv && t->attention_out && t->gate_up && t->mlp &&
-                    t->root && t->shard_logits && (!gathers || t->roots) &&
-                    (slots == 0 || t->stale) &&
-                    (!leads || (t->gathered && t->logits));
+    bool complete = t->residual && t->normed && t->qkv && t->attention_out && t->gate_up &&
+                    t->mlp && t->root && t->shard_logits && (!gathers || t->roots) &&
+                    (exact_only || t->stale) && (!leads || (t->gathered && t->logits));
     if (complete) return STATUS_OK;
     return error_set(err, STATUS_RESOURCE_EXHAUSTED,
                      "no memory for %zu bytes of scratch (%d rows a step)",
@@ -434,47 +433,51 @@ static enum status run_layer(struct transformer *t, int layer_i,
     return add_mlp(t, layer, n_rows, err);
 }
 
-/* Where the attention output (or its roots) of the j-th layer of a group stands in `stale`. */
-static float *stale_of(const struct transformer *t, int first, int j, int n_slots, int n_rows) {
-    size_t width = (size_t)n_rows * (size_t)t->config.hidden;
-    int degree = t->shard.degree;
-    if (!t->layer_owner) return t->stale + (size_t)(j * degree) * width;
-    int owner = shard_layer_owner(first + j, t->config.n_layers, degree);
-    return t->stale + (size_t)(owner * n_slots + j / degree) * width;
-}
-
-/* Attention of layers first .. first + n - 1, all from the residual stream as it is now. */
+/* Attention of layers first .. first + n - 1, all from the residual stream as it is now, into
+ * `stale` by rank: one exchange for the whole group. */
 static enum status compute_stale(struct transformer *t, int first, int n,
                                  const struct transformer_batch *batch, struct error *err) {
-    int degree = t->shard.degree, n_slots = (n + degree - 1) / degree;
+    int n_slots = stale_slots(t, n);
     size_t bytes = row_bytes(t, batch->n_rows), width = bytes / sizeof(float);
+    float *mine = t->stale + (size_t)(t->shard.rank * n_slots) * width;
     for (int j = 0; j < n; j++) {
-        struct layer *layer = &t->layers[first + j];
-        float *out = stale_of(t, first, j, n_slots, batch->n_rows);
-        if (t->layer_owner) {
-            if (layer->qkv != NULL) attention_root(t, layer, out, batch);
-            continue;
-        }
-        float *mine = out + (size_t)t->shard.rank * width;
-        attention_root(t, layer, mine, batch);
-        if (degree > 1) TRY(gather_all(t, out, mine, bytes, err));
+        int slot = t->layer_owner ? j / t->shard.degree : j;
+        if (!has_attention(t, first + j) && t->layer_owner) continue;
+        attention_root(t, &t->layers[first + j], mine + (size_t)slot * width, batch);
     }
-    if (!t->layer_owner || degree == 1) return STATUS_OK;
-    const float *mine = t->stale + (size_t)(t->shard.rank * n_slots) * width;
+    if (t->shard.degree == 1) return STATUS_OK;
     return gather_all(t, t->stale, mine, (size_t)n_slots * bytes, err);
 }
 
-/* A group of layers whose attention runs at once on one stale input (EasySpec; speculation.md 3). Each output
- * enters at its own place, so MLPs see everything before them. */
+/* The j-th layer of the group: its attention output (*n_roots 1), or the roots of all ranks. */
+static const float *roots_of_group(struct transformer *t, int first, int n, int j, int n_rows,
+                                   int *n_roots) {
+    int degree = t->shard.degree, n_slots = stale_slots(t, n);
+    size_t bytes = row_bytes(t, n_rows), width = bytes / sizeof(float);
+    *n_roots = t->layer_owner ? 1 : degree;
+    if (t->layer_owner) {
+        int owner = shard_layer_owner(first + j, t->config.n_layers, degree);
+        return t->stale + (size_t)(owner * n_slots + j / degree) * width;
+    }
+    if (degree == 1) return t->stale + (size_t)j * width;
+    for (int rank = 0; rank < degree; rank++) {
+        memcpy(t->roots + (size_t)rank * width, t->stale + (size_t)(rank * n_slots + j) * width,
+               bytes);
+    }
+    return t->roots;
+}
+
+/* A group of layers whose attention runs at once on one stale input (EasySpec; speculation.md 3).
+ * Each output enters at its own place, so MLPs see everything before them. */
 static enum status run_group(struct transformer *t, int first, int n,
                              const struct transformer_batch *batch, struct error *err) {
-    int degree = t->shard.degree, n_slots = (n + degree - 1) / degree;
     TRY(compute_stale(t, first, n, batch, err));
     for (int j = 0; j < n; j++) {
         struct layer *layer = &t->layers[first + j];
-        const float *roots = stale_of(t, first, j, n_slots, batch->n_rows);
-        backend_tree_sum(t->backend, t->residual, roots, t->layer_owner ? 1 : degree,
-                         layer->o_bias, batch->n_rows, t->config.hidden);
+        int n_roots;
+        const float *roots = roots_of_group(t, first, n, j, batch->n_rows, &n_roots);
+        backend_tree_sum(t->backend, t->residual, roots, n_roots, layer->o_bias, batch->n_rows,
+                         t->config.hidden);
         TRY(add_mlp(t, layer, batch->n_rows, err));
     }
     return STATUS_OK;
@@ -497,7 +500,7 @@ static enum status run_layers(struct transformer *t, const struct transformer_ba
     return n_layers > 1 ? run_layer(t, n_layers - 1, batch, err) : STATUS_OK;
 }
 
-/* Ranks' vocabulary shards, [n_rows, shard] one after the other, into rows of the whole vocabulary. */
+/* Ranks' vocabulary shards, [n_rows, shard] one after the other, into rows of the whole. */
 static void interleave_shards(struct transformer *t, int n_rows) {
     size_t vocab = (size_t)t->config.vocab;
     const float *part = t->gathered;

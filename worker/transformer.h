@@ -16,7 +16,7 @@
 struct transformer;
 
 struct transformer_options {
-    const struct checkpoint *checkpoint; /* outlives the transformer: the embedding is read in place */
+    const struct checkpoint *checkpoint; /* outlives the transformer: embeddings are read in place */
     struct backend *backend;
     struct comm *group;  /* rank and size are the shard and the tensor-parallel degree */
     enum dtype weights;  /* DTYPE_BF16 or DTYPE_I8 */
@@ -24,8 +24,8 @@ struct transformer_options {
     int max_rows;        /* rows of one forward pass */
     int max_logit_rows;  /* of which logits can be asked */
     int max_context;     /* positions the rope table covers */
-    bool layer_owner;    /* attention of a decoder layer lives whole on one rank, its owner (EasySpec);
-                            false: every layer is tensor-parallel */
+    bool layer_owner;    /* attention of a decoder layer lives whole on one rank, its owner
+                            (shard_layer_owner); false: every layer is tensor-parallel */
     int max_layer_width; /* of any pass; 0 or 1: exact passes only */
     /* Called while weights load; bytes are this rank's packed weights. May be NULL. */
     void (*progress)(void *user, size_t bytes_done, size_t bytes_total);
@@ -55,8 +55,8 @@ enum status transformer_forward(struct transformer *transformer,
                                 const struct transformer_batch *batch, float **logits,
                                 struct error *err);
 
-/* This rank's KV of one position in one layer, see backend_kv_read; k and v have room for all heads. False:
- * the layer's KV is on other ranks. */
+/* This rank's KV of one position in one layer, see backend_kv_read; k and v have room for all
+ * heads. False: the layer's KV is on other ranks. */
 bool transformer_kv_read(const struct transformer *transformer, int layer, const int32_t *blocks,
                          int position, float *k, float *v);
 
