@@ -56,14 +56,16 @@ static struct speed_round serial_round(const struct speed_model *model, const st
 /* One cycle of the chain: PRE once, FIRST and POST as often as a cycle meets them. */
 static struct speed_round overlapped_round(const struct speed_model *model,
                                            const struct drafting *d, int window, int delay) {
+    /* Without a tail the draft makes a window behind what is waited for (worker/spec/policy.c). */
+    int made = window + delay < SPEC_MAX_WINDOW ? window + delay : SPEC_MAX_WINDOW;
     double waited_us = block_us(d, delay), draft_us = block_us(d, window);
     double tokens = 1 + (delay > 0 ? d->accept_first * geometric(d->accept_next, delay - 1) : 0);
-    double us = waited_us + larger(draft_us - waited_us, model->target_us[delay + 1]);
+    double us = waited_us + larger(block_us(d, made) - waited_us, model->target_us[delay + 1]);
     double visits = 1;
 
     /* A tail of m tokens: those are judged before the first token of the next block. */
     double held = d->accept_first * power(d->accept_next, delay);
-    int m = window - delay - 1;
+    int m = made - delay - 1;
     if (m > 0) {
         double all = power(d->accept_next, window - 1) * d->accept_first;
         double post = held * power(d->accept_next, m) * d->accept_first / (1 - all);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "tests/unit/test.h"
+#include "worker/spec/policy.h"
 #include "worker/spec/round.h"
 
 enum { SEED = 77, MAX_SEQUENCES = 64 };
@@ -76,12 +77,14 @@ static void judge(struct replica_model *r, bool first, bool held) {
     average(fuzzy ? &r->spec.acceptance_fuzzy : &r->spec.acceptance, held ? 1 : 1e-6, 1.0 / 64);
 }
 
-/* One sequence's round: tokens it commits; *rows: what the target verified. */
-static int round_of(struct replica_model *r, int *tail, int *rows) {
+/* One sequence's round: tokens it commits; *out: what was planned. */
+static int round_of(struct replica_model *r, int *tail, bool any_tails, struct round_plan *out) {
     const struct policy_setting *s = &r->in_force;
-    bool overlapped = spec_mode_overlapped(s->mode), fuzzy = spec_mode_layer_parallel(s->mode);
-    int window = s->mode == SPEC_PLAIN || (!overlapped && *tail > 0) ? 0 : s->window;
-    struct round_plan plan = round_plan(*tail, window, overlapped ? s->delay : window, 1 << 20);
+    bool fuzzy = spec_mode_layer_parallel(s->mode);
+    struct spec_policy policy = {s->mode, s->window, s->layer_width, s->delay};
+    struct spec_wish wish = {-1, 0};
+    struct round_plan plan =
+        spec_policy_round(&policy, &wish, *tail, any_tails, SPEC_MAX_WINDOW, 1 << 20);
     int judged = round_judged(plan), held = 0;
     for (; held < judged; held++) {
         bool first = held == plan.tail;
@@ -93,11 +96,12 @@ static int round_of(struct replica_model *r, int *tail, int *rows) {
     if (judged > 0) r->spec.drafts++;
     struct round_outcome outcome = round_settle(plan, held);
     *tail = outcome.tail;
-    *rows = round_rows(plan);
+    *out = plan;
     return outcome.committed;
 }
 
-static double round_us(struct replica_model *r, double rows) {
+/* The target waits for the first `wait` of `make` draft steps. */
+static double round_us(struct replica_model *r, double rows, int make, int wait) {
     const struct speed_model *t = &r->truth;
     const struct policy_setting *s = &r->in_force;
     int whole = (int)rows;
@@ -105,8 +109,9 @@ static double round_us(struct replica_model *r, double rows) {
     double verify = t->target_us[whole] * (1 - part) + (part > 0 ? t->target_us[whole + 1] * part : 0);
     bool fuzzy = spec_mode_layer_parallel(s->mode);
     double first = fuzzy ? t->calibrate_us : t->draft_us, next = fuzzy ? t->fuzzy_us : t->draft_us;
-    double draft = s->mode == SPEC_PLAIN ? 0 : first + (s->window - 1) * next + t->handoff_us;
-    double us = spec_mode_overlapped(s->mode) ? fmax(draft, verify) : draft + verify;
+    double draft = make == 0 ? 0 : first + (make - 1) * next + t->handoff_us;
+    double before = wait == 0 ? 0 : first + (wait - 1) * next;
+    double us = before + fmax(draft - before, verify);
     return us * r->overhead[s->mode] * (1 + r->noise * (draw(r) - 0.5));
 }
 
@@ -133,12 +138,17 @@ static void report_times(struct replica_model *r, double rows) {
 static void step(struct replica_model *r, struct policy *policy) {
     int tokens = 0;
     double all_rows = 0;
+    int make = 0, wait = 0;
+    bool any_tails = false;
+    for (int i = 0; i < r->n_sequences; i++) any_tails |= r->tails[i] > 0;
     for (int i = 0; i < r->n_sequences; i++) {
-        int rows;
-        tokens += round_of(r, &r->tails[i], &rows);
-        all_rows += rows;
+        struct round_plan plan;
+        tokens += round_of(r, &r->tails[i], any_tails, &plan);
+        all_rows += round_rows(plan);
+        if (plan.make > make) make = plan.make;
+        if (plan.wait > wait) wait = plan.wait;
     }
-    double rows = all_rows / r->n_sequences, us = round_us(r, rows);
+    double rows = all_rows / r->n_sequences, us = round_us(r, rows, make, wait);
     report_times(r, rows);
     r->now_us += us;
     r->tokens += tokens;

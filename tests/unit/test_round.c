@@ -192,11 +192,16 @@ Test(round, policy_and_wishes) {
     struct spec_policy pearl = {SPEC_PEARL, 4, 1, 2}, sd = {SPEC_SD, 4, 1, 0};
     struct spec_wish none = {-1, 0}, off = {SPEC_PLAIN, 0}, small = {-1, 2}, own = {SPEC_SD, 0};
     struct round_plan plan = spec_policy_round(&pearl, &none, 0, false, 16, 100);
-    cr_assert(plan.make == 4 && plan.wait == 2);
+    cr_assert(plan.make == 6 && plan.wait == 2, "a whole window behind what is waited for");
+    cr_assert_eq(round_settle(plan, 3).tail, 3);
+    plan = spec_policy_round(&pearl, &none, 0, false, 5, 100);
+    cr_assert(plan.make == 5 && plan.wait == 2, "within the batch's budget");
     plan = spec_policy_round(&pearl, &none, 0, true, 16, 100);
     cr_assert(plan.make == 4 && plan.wait == 0, "nobody waits while another has a tail");
     plan = spec_policy_round(&pearl, &off, 0, false, 16, 100);
     cr_assert(plan.make == 0 && round_rows(plan) == 1);
+    plan = spec_policy_round(&pearl, &small, 0, false, 16, 100);
+    cr_assert(plan.make == 2 && plan.wait == 2, "no more than the request allows");
     plan = spec_policy_round(&pearl, &small, 1, true, 16, 100);
     cr_assert(plan.tail == 1 && plan.make == 2);
     plan = spec_policy_round(&pearl, &own, 0, false, 16, 100);

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "tests/unit/test.h"
+#include "worker/spec/policy.h"
 #include "worker/spec/round.h"
 
 /* A target step takes c draft steps, whatever its rows; nothing else costs. */
@@ -148,9 +149,12 @@ static struct speed_round simulate(const struct speed_model *model, enum spec_mo
     double next_us = fuzzy ? model->fuzzy_us : model->draft_us;
     double tokens = 0, us = 0;
     uint64_t state = SEED;
-    int tail = 0, wait = spec_mode_overlapped(mode) ? delay : window;
+    int tail = 0;
     for (int i = 0; i < ROUNDS; i++) {
-        struct round_plan plan = round_plan(tail, window, wait, 1 << 20);
+        struct spec_policy policy = {mode, window, 1, delay};
+        struct spec_wish wish = {-1, 0};
+        struct round_plan plan =
+            spec_policy_round(&policy, &wish, tail, tail > 0, SPEC_MAX_WINDOW, 1 << 20);
         int held = hold(plan, model->accept_exact, fuzzy ? model->accept_fuzzy : model->accept_exact,
                         &state);
         struct round_outcome outcome = round_settle(plan, held);
