@@ -66,7 +66,9 @@ size_t comm_shared_bytes(int n_ranks) {
 
 /* --- waiting --------------------------------------------------------------------------------- */
 
-enum { SPIN_TURNS = 2000, CROWDED_SPIN_TURNS = 20, YIELD_TURNS = 3000, CROWDED_YIELD_TURNS = 300 };
+/* Spinning lasts a few microseconds: a peer that was put on this same processor cannot run meanwhile.
+ * Yielding, which goes on for about a millisecond, sees a mark nearly as soon. */
+enum { SPIN_TURNS = 100, CROWDED_SPIN_TURNS = 20, YIELD_TURNS = 5000, CROWDED_YIELD_TURNS = 300 };
 
 bool comm_wait_turn(struct comm_wait *wait) {
     uint32_t spins = wait->crowded ? CROWDED_SPIN_TURNS : SPIN_TURNS;
