@@ -10,7 +10,7 @@
 #include "bench/spec_run.h"
 #include "worker/draft/oracle_drafter.h"
 
-enum { MAX_WAYS = 160, MAX_WINDOWS = 12, MAX_TEMPERATURES = 4 };
+enum { MAX_WAYS = 240, MAX_WINDOWS = 12, MAX_TEMPERATURES = 4 };
 
 struct settings {
     const char *model, *draft, *prompts, *domain, *csv, *label, *trace;
@@ -121,8 +121,9 @@ static void add_modes(struct bench *b, float temperature) {
         add(b, "modes", "TP2, draft TP2", b->shared_2, SPEC_EASYSPEC, g, 4, 0, temperature);
         add(b, "modes", "1+1, serial", b->disjoint, SPEC_SD, g, 1, 0, temperature);
         add(b, "modes", "1+1", b->disjoint, SPEC_PEARL, g, 1, 0, temperature);
-        if (g > 2) add(b, "modes", "1+1", b->disjoint, SPEC_PEARL, g, 1, 1, temperature);
-        if (g > 4) add(b, "modes", "1+1", b->disjoint, SPEC_PEARL, g, 1, 2, temperature);
+        for (int delay = 1; delay <= 4 && 2 * delay < g; delay *= 2) {
+            add(b, "modes", "1+1", b->disjoint, SPEC_PEARL, g, 1, delay, temperature);
+        }
         add(b, "modes", "1+1", b->disjoint, SPEC_PEARL_LP, g, 2, 0, temperature);
     }
 }
