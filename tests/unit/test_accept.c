@@ -86,7 +86,7 @@ Test(logprobs, are_those_of_sampling) {
     backend_destroy(backend);
 }
 
-Test(accept, with_probability_p_over_q) {
+Test(accept, holds_with_probability_p_over_q) {
     static const float pairs[][2] = {{0.2f, 0.8f}, {0.5f, 0.5f}, {0.9f, 0.3f}, {0, 0.4f}, {0.3f, 0.4f}};
     for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
         float p = pairs[i][0], q = pairs[i][1];
@@ -103,7 +103,7 @@ Test(accept, with_probability_p_over_q) {
     cr_assert(same > 400 && same < 600, "positions share their uniform: %d of 1000 alike", same);
 }
 
-Test(accept, residual) {
+Test(accept, replaces_from_what_is_left) {
     float p[5] = {0.1f, 0.4f, 0.2f, 0.3f, 0}, q[5] = {0.3f, 0.1f, 0.2f, 0.1f, 0.3f};
     double counts[5] = {0}, wanted[5] = {0, 0.6, 0, 0.4, 0};
     for (int seed = 0; seed < N_DRAWS; seed++) counts[accept_residual(p, q, 5, (uint64_t)seed, 3)]++;
