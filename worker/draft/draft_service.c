@@ -48,8 +48,8 @@ static enum status use_slack(struct service *s, struct error *err) {
     if (s->calibrate_ns > 0 && s->slack_ns < s->calibrate_ns) return STATUS_OK;
     int64_t took_ns;
     TRY(model_drafter_calibrate(s->options->drafter, &took_ns, err));
-    s->calibrated = true;
-    average(&s->calibrate_ns, took_ns);
+    s->calibrated = took_ns > 0;
+    if (took_ns > 0) average(&s->calibrate_ns, took_ns);
     return STATUS_OK;
 }
 

@@ -380,14 +380,14 @@ enum status model_drafter_calibrate(struct drafter *head, int64_t *took_ns, stru
         if (d->n_rows + length - place->exact > d->options.max_rows) continue;
         add_inexact(d, active->slot, length, i);
     }
-    if (d->n_rows > 0) {
-        float *logits;
-        TRY(run_pass(d, 1, &logits, err));
-        for (int i = 0; i < d->n_logit_rows; i++) {
-            int slot = d->actives[d->owners[i]].slot;
-            d->places[slot].next = draw(d, slot, logits + (size_t)i * (size_t)d->options.stride);
-            d->places[slot].has_next = true;
-        }
+    *took_ns = 0;
+    if (d->n_rows == 0) return STATUS_OK;
+    float *logits;
+    TRY(run_pass(d, 1, &logits, err));
+    for (int i = 0; i < d->n_logit_rows; i++) {
+        int slot = d->actives[d->owners[i]].slot;
+        d->places[slot].next = draw(d, slot, logits + (size_t)i * (size_t)d->options.stride);
+        d->places[slot].has_next = true;
     }
     *took_ns = clock_now_ns() - begin;
     trace_add(d->options.trace, "calibration", begin, begin + *took_ns);

@@ -31,7 +31,8 @@ struct drafter *model_drafter_create(const struct model_drafter_options *options
 int model_drafter_exact(const struct drafter *drafter, int slot, const int32_t **blocks);
 
 /* In the slack behind an answer: makes the KV of everything drafted exact, which also brings the next
- * round's first token should everything hold. Only after a collect of all. */
+ * round's first token should everything hold. Only after a collect of all. *took_ns: 0 where there was
+ * nothing to do. */
 enum status model_drafter_calibrate(struct drafter *drafter, int64_t *took_ns,
                                     struct error *err);
 /* Whether the last round left fuzzy KV behind. */
