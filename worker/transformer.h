@@ -16,7 +16,7 @@
 struct transformer;
 
 struct transformer_options {
-    const struct checkpoint *checkpoint; /* outlives the transformer, which reads embeddings there */
+    const struct checkpoint *checkpoint; /* outlives it: embeddings are read in place */
     struct backend *backend;
     struct comm *group;  /* rank and size are the shard and the tensor-parallel degree */
     enum dtype weights;  /* DTYPE_BF16 or DTYPE_I8 */
