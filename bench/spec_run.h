@@ -1,5 +1,5 @@
-/* One way to generate a set of prompts, run in one process and measured: what the tables of spec.c are
- * made of. */
+/* One way to generate a set of prompts, run in one process and measured: what the tables of spec.c
+ * are made of. */
 #pragma once
 #include "bench/series.h"
 #include "worker/local_group.h"
@@ -18,8 +18,8 @@ struct spec_prompts {
     int n;
 };
 
-/* Prompts of a JSON-lines file ("prompt" with BOS, or "messages" through the chat format), evenly taken from
- * those of the domain (NULL: all). file NULL: random tokens of the vocabulary. */
+/* Prompts of a JSON-lines file ("prompt" with BOS, or "messages" through the chat format), evenly
+ * taken from those of the domain (NULL: all). file NULL: random tokens of the vocabulary. */
 enum status spec_prompts_load(struct spec_prompts *out, const char *model_dir, const char *file,
                               const char *domain, int n, struct error *err);
 void spec_prompts_free(struct spec_prompts *prompts);
@@ -46,8 +46,8 @@ struct spec_result {
     uint64_t per_position[SPEC_MAX_WINDOW];
 };
 
-/* Runs the prompts one after the other. texts: [n][SPEC_MAX_TOKENS] and lengths[n], written where `write`,
- * else compared: FAILED_PRECONDITION says which prompt differs. NULL: neither. */
+/* Runs the prompts one after the other. texts: [n][SPEC_MAX_TOKENS] and lengths[n], written where
+ * `write`, else compared: FAILED_PRECONDITION says which prompt differs. NULL: neither. */
 enum status spec_run(struct spec_result *out, const struct spec_way *way,
                      const struct spec_prompts *prompts, int32_t (*texts)[SPEC_MAX_TOKENS],
                      int *lengths, bool write, struct error *err);

@@ -1,8 +1,8 @@
 /* The op contract between the transformer and the machine that computes it.
  *
  * One backend per rank; one thread calls it. Activations are f32 row-major `[n_rows, width]` in
- * memory of the backend. Products round their inputs to the weight's arithmetic (bf16, or int8 with
- * one scale per row and leaf) and accumulate in f32 (int32).
+ * memory of the backend. Products round their inputs to the weight's arithmetic (bf16, or int8
+ * with one scale per row and leaf) and accumulate in f32 (int32).
  *
  * Three promises hold for every op (architecture.md, "The one promise"):
  *   row invariance       row r of the output depends on row r of the input alone: not on n_rows, not
@@ -92,8 +92,8 @@ void backend_embed(struct backend *backend, float *out, const struct weight_sour
 void backend_rmsnorm(struct backend *backend, float *out, const float *in, const float *weight,
                      float eps, int n_rows, int width);
 
-/* out[n_rows, n] = in[n_rows, k] W^T (+ bias[n] where not NULL), one leaf. `in` rows are `in_stride`
- * floats apart. */
+/* out[n_rows, n] = in[n_rows, k] W^T (+ bias[n] where not NULL), one leaf. `in` rows are
+ * `in_stride` floats apart. */
 void backend_linear(struct backend *backend, float *out, const float *in, int in_stride,
                     const struct weight *weight, const float *bias, int n_rows);
 
@@ -120,8 +120,8 @@ void backend_kv_free(struct kv_cache *cache);
 /* Bytes of one block (K and V) of one layer. */
 size_t backend_kv_block_bytes(int n_kv_heads, int head_dim);
 
-/* What the cache holds of one position: k and v [n_kv_heads * head_dim], bf16 widened exactly to f32. Slow:
- * for tests, and for moving sequences. blocks as in backend_segment. */
+/* What the cache holds of one position: k and v [n_kv_heads * head_dim], bf16 widened exactly to
+ * f32. Slow: for tests, and for moving sequences. blocks as in backend_segment. */
 void backend_kv_read(const struct kv_cache *cache, const int32_t *blocks, int position, float *k,
                      float *v);
 
@@ -141,17 +141,17 @@ enum status backend_rope_create(struct rope_table **out, struct backend *backend
                                 struct error *err);
 void backend_rope_free(struct rope_table *table);
 
-/* qkv[n_rows, (n_heads + 2 n_kv_heads) * head_dim]: q heads, k heads, v heads. In place: RMSNorm over
- * head_dim with q_norm / k_norm (where not NULL), then rotation of q and k; k and v are rounded to bf16
- * and written to the cache. */
+/* qkv[n_rows, (n_heads + 2 n_kv_heads) * head_dim]: q heads, k heads, v heads. In place: RMSNorm
+ * over head_dim with q_norm / k_norm (where not NULL), then rotation of q and k; k and v are
+ * rounded to bf16 and written to the cache. */
 void backend_rope_kv_write(struct backend *backend, float *qkv, struct kv_cache *cache,
                            const struct rope_table *rope, const float *q_norm, const float *k_norm,
                            float eps, const struct backend_segment *segments, int n_segments,
                            int n_heads);
 
-/* out[n_rows, n_heads * head_dim] = softmax(q k^T / sqrt(head_dim)) v, causal by position: a row at p
- * sees positions max(0, p - window + 1) .. p (window 0: all). q: [row, q_stride] f32, the q part of
- * qkv. Query head h reads the cache's KV head kv_of_head[h]. */
+/* out[n_rows, n_heads * head_dim] = softmax(q k^T / sqrt(head_dim)) v, causal by position: a row
+ * at p sees positions max(0, p - window + 1) .. p (window 0: all). q: [row, q_stride] f32, the q
+ * part of qkv. Query head h reads the cache's KV head kv_of_head[h]. */
 void backend_attention(struct backend *backend, float *out, const float *q, int q_stride,
                        const struct kv_cache *cache, const int *kv_of_head,
                        const struct backend_segment *segments, int n_segments, int n_heads,
@@ -191,11 +191,11 @@ struct sample_result {
     float top_logprob[SAMPLE_MAX_LOGPROBS];
 };
 
-/* Draws the token for `position` (absolute position of the drawn token in its sequence) from one row
- * of raw logits [vocab] (destroyed). Order: logit_bias, penalties, banned, temperature, min-p, top-k,
- * top-p; then argmax of logit + Gumbel(seed, position, id) (coupled sampling, speculation.md 1). Ties
- * go to the lowest id everywhere. history: prompt then output, the first n_prompt are the prompt.
- * A pure function of its arguments. */
+/* Draws the token for `position` (absolute position of the drawn token in its sequence) from one
+ * row of raw logits [vocab] (destroyed). Order: logit_bias, penalties, banned, temperature, min-p,
+ * top-k, top-p; then argmax of logit + Gumbel(seed, position, id) (coupled sampling,
+ * speculation.md 1). Ties go to the lowest id everywhere. history: prompt then output, the first
+ * n_prompt are the prompt. A pure function of its arguments. */
 void backend_sample(struct backend *backend, struct sample_result *out, float *logits, int vocab,
                     const struct sample_params *params, const int32_t *history, int n_prompt,
                     int n_history, int64_t position);
@@ -205,9 +205,9 @@ void backend_sample(struct backend *backend, struct sample_result *out, float *l
 void backend_logprobs(struct backend *backend, struct sample_result *out, const float *logits,
                       int vocab, int n_top, int32_t token);
 
-/* The distribution that backend_sample draws from: out[vocab] f32, summing to 1 up to rounding; one
- * id has 1 at temperature 0. Arguments as backend_sample's; the logits are destroyed. What the sampling
- * rule `rejection` compares (worker/spec/accept.h). */
+/* The distribution that backend_sample draws from: out[vocab] f32, summing to 1 up to rounding;
+ * one id has 1 at temperature 0. Arguments as backend_sample's; the logits are destroyed. What the
+ * sampling rule `rejection` compares (worker/spec/accept.h). */
 void backend_distribution(struct backend *backend, float *out, float *logits, int vocab,
                           const struct sample_params *params, const int32_t *history, int n_prompt,
                           int n_history);

@@ -25,10 +25,11 @@ struct capacity {
     int wanted_blocks;   /* max_sequences at full context: more would never be used */
 };
 
-/* Rows of one step: the token budget, or a row for each running sequence and a block of prefill where
- * that is more. */
+/* Rows of one step: the token budget, or a row for each running sequence and a block of prefill
+ * where that is more. */
 int capacity_rows(int max_step_tokens, int max_sequences);
 
-/* RESOURCE_EXHAUSTED with the numbers when the weights and one sequence at full context do not fit. */
+/* RESOURCE_EXHAUSTED with the numbers when the weights and one sequence at full context do not
+ * fit. */
 enum status capacity_compute(struct capacity *out, const struct capacity_request *request,
                              struct error *err);

@@ -1,9 +1,9 @@
-/* A group of ranks that compute forward passes together. Rank 0 leads: it decides what runs and gives
- * the order; the others follow. A step is told in full every time (tokens, positions, block tables),
- * so followers keep no state that could disagree with the leader's.
+/* A group of ranks that compute forward passes together. Rank 0 leads: it decides what runs and
+ * gives the order; the others follow. A step is told in full every time (tokens, positions, block
+ * tables), so followers keep no state that could disagree with the leader's.
  *
- * A group may hold two models: where draft and target share ranks, the leader's order says whose step
- * it is, and ranks without a shard of that model pass it over.
+ * A group may hold two models: where draft and target share ranks, the leader's order says whose
+ * step it is, and ranks without a shard of that model pass it over.
  *
  * One engine per rank, used by the rank's compute thread. */
 #pragma once
@@ -24,8 +24,8 @@ struct engine_options {
 struct engine *engine_create(const struct engine_options *options);
 void engine_destroy(struct engine *engine);
 
-/* Leader: one step of a model, which rank 0 has a shard of, over its ranks. See transformer_forward for
- * *logits and errors. */
+/* Leader: one step of a model, which rank 0 has a shard of, over its ranks. See
+ * transformer_forward for *logits and errors. */
 enum status engine_forward(struct engine *engine, enum engine_model model,
                            const struct transformer_batch *batch, float **logits,
                            struct error *err);

@@ -1,5 +1,5 @@
-/* A whole replica inside one process: ranks are threads (comm_threads), the caller is rank 0. What tests,
- * benches and the virtual cluster run the real engine in. */
+/* A whole replica inside one process: ranks are threads (comm_threads), the caller is rank 0. What
+ * tests, benches and the virtual cluster run the real engine in. */
 #pragma once
 #include "worker/rank.h"
 

@@ -29,7 +29,8 @@ struct rank {
     struct drafter *drafter;
 };
 
-/* --- the plan ------------------------------------------------------------------------------------ */
+/* --- the plan
+ * ------------------------------------------------------------------------------------ */
 
 static bool is_disjoint(const struct rank_plan *plan) {
     return plan->drafter == RANK_MODEL_DRAFTER && !plan->shared;
@@ -68,7 +69,8 @@ int rank_plan_logit_rows(const struct rank_plan *plan) {
     return rows < rows_of(plan) ? rows : rows_of(plan);
 }
 
-/* --- opening ------------------------------------------------------------------------------------- */
+/* --- opening
+ * ------------------------------------------------------------------------------------- */
 
 static enum status open_part(struct rank *r, enum engine_model model, const char *dir,
                              uint64_t wanted, int shard_i, int degree, struct error *err) {
@@ -98,8 +100,8 @@ static enum status set_context(struct rank *r, struct error *err) {
                      "or --max-context %d", plan->draft_dir, draft, r->max_context, draft);
 }
 
-/* The draft is laid out for layer parallelism where it may be asked for and there is more than one rank
- * to spread it over. */
+/* The draft is laid out for layer parallelism where it may be asked for and there is more than one
+ * rank to spread it over. */
 static bool owns_layers(const struct rank_plan *plan) {
     return plan->max_layer_width > 1 && plan->draft_degree > 1;
 }
@@ -207,7 +209,8 @@ const char *rank_role(const struct rank *r) {
     return r->role;
 }
 
-/* --- loading ------------------------------------------------------------------------------------- */
+/* --- loading
+ * ------------------------------------------------------------------------------------- */
 
 static enum status load_part(struct rank *r, enum engine_model model, struct error *err) {
     struct part *part = &r->parts[model];
@@ -284,7 +287,8 @@ struct transformer_memory rank_memory(const struct rank *r) {
     return sum;
 }
 
-/* --- leading and following ------------------------------------------------------------------------- */
+/* --- leading and following
+ * ------------------------------------------------------------------------- */
 
 static int common_vocab(const struct rank *r) {
     int target = rank_target_config(r)->vocab;

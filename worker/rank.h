@@ -1,9 +1,10 @@
-/* One rank of a replica: which shards of which models it holds by the plan, and what it does once it is
- * loaded. The same for ranks under mpirun (replica.c) and for threads of one process (local_group.c).
+/* One rank of a replica: which shards of which models it holds by the plan, and what it does once
+ * it is loaded. The same for ranks under mpirun (replica.c) and for threads of one process
+ * (local_group.c).
  *
- * Topology: target ranks are 0..T-1. A draft model stands on ranks of its own, T..T+D-1 (disjoint: both
- * can compute at once), or on the target's first D (shared). Rank 0 leads the replica; in a disjoint one
- * rank T leads the draft.
+ * Topology: target ranks are 0..T-1. A draft model stands on ranks of its own, T..T+D-1 (disjoint:
+ * both can compute at once), or on the target's first D (shared). Rank 0 leads the replica; in a
+ * disjoint one rank T leads the draft.
  *
  * Owned and called by the rank's compute thread. */
 #pragma once
@@ -64,9 +65,9 @@ struct rank_options {
 
 struct rank;
 
-/* Reads what the checkpoints say of themselves and computes what fits; no weights yet. FAILED_PRECONDITION
- * when a checkpoint is not the plan's or the draft's context is too short; RESOURCE_EXHAUSTED with the
- * numbers when it does not fit. */
+/* Reads what the checkpoints say of themselves and computes what fits; no weights yet.
+ * FAILED_PRECONDITION when a checkpoint is not the plan's or the draft's context is too short;
+ * RESOURCE_EXHAUSTED with the numbers when it does not fit. */
 enum status rank_open(struct rank **out, const struct rank_options *options, struct error *err);
 void rank_close(struct rank *rank);
 
@@ -93,8 +94,8 @@ enum status rank_load(struct rank *rank, const struct rank_loading *loading, str
 struct transformer_memory rank_memory(const struct rank *rank);
 struct transformer *rank_transformer(struct rank *rank, enum engine_model model); /* NULL: none */
 
-/* Rank 0 after rank_load: what its step loop needs. Makes contact with the draft's leader where it is
- * remote, whose rank must be in rank_follow. */
+/* Rank 0 after rank_load: what its step loop needs. Makes contact with the draft's leader where it
+ * is remote, whose rank must be in rank_follow. */
 struct rank_leadership {
     struct engine *engine;
     struct backend *backend;

@@ -38,7 +38,8 @@ struct verdict {
     char text[640];
 };
 
-/* Everybody says how its part went; all return the first failure in rank order, in its rank's words. */
+/* Everybody says how its part went; all return the first failure in rank order, in its rank's
+ * words. */
 static enum status agree(struct replica *r, enum status mine, struct error *err) {
     struct verdict verdict = {mine, ""};
     if (mine != STATUS_OK) snprintf(verdict.text, sizeof verdict.text, "%s", err->text);

@@ -1,9 +1,9 @@
-/* The life of one replica: ranks that come up without a role, tell the coordinator what they have, are
- * given roles and shards, read only then the checkpoint, and serve until stopped.
+/* The life of one replica: ranks that come up without a role, tell the coordinator what they have,
+ * are given roles and shards, read only then the checkpoint, and serve until stopped.
  *
- * Rank 0 leads: it alone speaks with the coordinator (link.h), schedules and decides (step_loop.h).
- * The others do what rank.h says: follow its steps, or draft. A failure on one rank ends all of them with
- * the reason. */
+ * Rank 0 leads: it alone speaks with the coordinator (link.h), schedules and decides
+ * (step_loop.h). The others do what rank.h says: follow its steps, or draft. A failure on one rank
+ * ends all of them with the reason. */
 #pragma once
 #include <stdint.h>
 

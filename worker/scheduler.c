@@ -248,8 +248,8 @@ static int most_window(const struct scheduler *s) {
     return most > SPEC_MAX_WINDOW ? SPEC_MAX_WINDOW : most;
 }
 
-/* Decoding: the rows of the sequence's round. It is a plain one where memory does not reach; nobody is
- * preempted for candidates. False: the sequence had to go. */
+/* Decoding: the rows of the sequence's round. It is a plain one where memory does not reach;
+ * nobody is preempted for candidates. False: the sequence had to go. */
 static bool plan_round(struct scheduler *s, struct request *request, int window, bool any_tails) {
     struct round_plan round =
         spec_policy_round(&s->policy, &request->spec.wish, request->spec.n_tail, any_tails, window,

@@ -1,10 +1,10 @@
-/* What runs in the next step: continuous batching at iteration level, chunked prefill under a token
- * budget, prefix reuse at admission, preemption by recompute, and the rows of each sequence's round of
- * speculation. Pure: time is an argument, tokens come in and plans go out.
+/* What runs in the next step: continuous batching at iteration level, chunked prefill under a
+ * token budget, prefix reuse at admission, preemption by recompute, and the rows of each
+ * sequence's round of speculation. Pure: time is an argument, tokens come in and plans go out.
  *
- * A request holds its tokens (prompt, then output) and how many of them have KV. All that is left is
- * prefill if it is more than one row, decoding if it is one: a preempted request computes its own
- * output again as if it were prompt, and never draws a token twice. */
+ * A request holds its tokens (prompt, then output) and how many of them have KV. All that is left
+ * is prefill if it is more than one row, decoding if it is one: a preempted request computes its
+ * own output again as if it were prompt, and never draws a token twice. */
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
@@ -108,16 +108,17 @@ void scheduler_destroy(struct scheduler *scheduler);
 /* In force from the next plan on; plain to begin with. */
 void scheduler_set_policy(struct scheduler *scheduler, const struct spec_policy *policy);
 
-/* Takes the request (tokens, parameters, limits and wish filled in, spec.slot -1, the rest zero). One
- * that can never run ends with FINISH_REFUSED in the next plan. */
+/* Takes the request (tokens, parameters, limits and wish filled in, spec.slot -1, the rest zero).
+ * One that can never run ends with FINISH_REFUSED in the next plan. */
 void scheduler_submit(struct scheduler *scheduler, struct request *request);
 
 /* It ends in the next plan. False: there is no such request. */
 bool scheduler_cancel(struct scheduler *scheduler, uint64_t key);
 
-/* Decides the next step. Ended requests come first out of the way; then every decoding sequence gets
- * the rows of its round (round.h), a single one where memory is short; what the budget leaves goes to prefill, first of running sequences, then of waiting ones, in
- * the order of arrival. When KV runs out the youngest running sequence is preempted. */
+/* Decides the next step. Ended requests come first out of the way; then every decoding sequence
+ * gets the rows of its round (round.h), a single one where memory is short; what the budget leaves
+ * goes to prefill, first of running sequences, then of waiting ones, in the order of arrival. When
+ * KV runs out the youngest running sequence is preempted. */
 struct scheduler_plan *scheduler_plan(struct scheduler *scheduler, int64_t now_ns);
 
 /* Before the forward pass: the drafter made fewer tokens than the item's round planned. */
@@ -134,8 +135,8 @@ void scheduler_reserve(struct request *request, int n_tokens);
 enum finish_reason scheduler_commit(struct scheduler *scheduler, struct request *request,
                                     int32_t token);
 
-/* After the round's commits: n_tail candidates stay; KV behind the committed tokens is cut. Only while the
- * request runs. */
+/* After the round's commits: n_tail candidates stay; KV behind the committed tokens is cut. Only
+ * while the request runs. */
 void scheduler_settle(struct scheduler *scheduler, struct request *request, int n_tail);
 
 /* Frees an ended request. */

@@ -74,7 +74,8 @@ void speculation_set_policy(struct speculation *s, const struct spec_policy *pol
     spec_counts_policy_changed(&s->counts);
 }
 
-/* --- the order ----------------------------------------------------------------------------------- */
+/* --- the order
+ * ----------------------------------------------------------------------------------- */
 
 static void update_hash(struct request *request) {
     struct request_spec *spec = &request->spec;
@@ -122,8 +123,8 @@ static void add_job(struct speculation *s, struct scheduler_item *item) {
     spec->abandon = false;
 }
 
-/* Layer-parallel steps only where every sequence of the round is in such a mode: the others were promised
- * exact ones. */
+/* Layer-parallel steps only where every sequence of the round is in such a mode: the others were
+ * promised exact ones. */
 static int width_of(const struct speculation *s, const struct scheduler_plan *plan) {
     for (int i = 0; i < plan->n_items; i++) {
         const struct scheduler_item *item = &plan->items[i];
@@ -162,7 +163,8 @@ static struct draft_order gather_order(struct speculation *s, struct scheduler_p
     return order;
 }
 
-/* --- the tokens ---------------------------------------------------------------------------------- */
+/* --- the tokens
+ * ---------------------------------------------------------------------------------- */
 
 /* Candidates of the chain come to stand behind the tail. */
 static void place_chain(struct speculation *s, struct scheduler_item *item,
@@ -284,7 +286,8 @@ enum status speculation_distribution(struct speculation *s, float *q,
     return drafter_distribution(s->options.drafter, q, request->spec.slot, index, err);
 }
 
-/* --- the verdict --------------------------------------------------------------------------------- */
+/* --- the verdict
+ * --------------------------------------------------------------------------------- */
 
 int speculation_settle(struct speculation *s, const struct scheduler_item *item, int accepted,
                        bool over) {
@@ -317,7 +320,8 @@ void speculation_note_step(struct speculation *s, int n_tokens, int64_t step_ns)
     s->idle_since_ns = clock_now_ns();
 }
 
-/* --- what is told -------------------------------------------------------------------------------- */
+/* --- what is told
+ * -------------------------------------------------------------------------------- */
 
 void speculation_describe(struct speculation *s, Tandem__V1__SpecStats *stats,
                           Tandem__V1__Policy *policy) {

@@ -1,8 +1,10 @@
-/* Speculation in the leader's step: tells the drafter what has become of every sequence and what is
- * wanted, takes its tokens in, lets the policy change, and counts. Between speculation_start and
- * speculation_finish the target computes; where draft and target are disjoint, so does the draft.
+/* Speculation in the leader's step: tells the drafter what has become of every sequence and what
+ * is wanted, takes its tokens in, lets the policy change, and counts. Between speculation_start
+ * and speculation_finish the target computes; where draft and target are disjoint, so does the
+ * draft.
  *
- * Owned and called by the target leader's compute thread, between scheduler and engine (step_loop.c). */
+ * Owned and called by the target leader's compute thread, between scheduler and engine
+ * (step_loop.c). */
 #pragma once
 #include "tandem/v1/replica.pb-c.h"
 #include "worker/draft/drafter.h"
@@ -24,14 +26,14 @@ struct speculation_options {
 struct speculation *speculation_create(const struct speculation_options *options);
 void speculation_destroy(struct speculation *speculation);
 
-/* A policy as this replica can run it: overlapped modes become their serial ones where the drafter is not
- * remote, windows are cut to the largest. */
+/* A policy as this replica can run it: overlapped modes become their serial ones where the drafter
+ * is not remote, windows are cut to the largest. */
 struct spec_policy speculation_fit(const struct speculation *speculation,
                                    const struct spec_policy *policy);
 void speculation_set_policy(struct speculation *speculation, const struct spec_policy *policy);
 
-/* Before the target's pass: items get their drafted tokens (behind the committed ones), all in serial
- * modes, those the target waits for in others; items shrink where fewer came. */
+/* Before the target's pass: items get their drafted tokens (behind the committed ones), all in
+ * serial modes, those the target waits for in others; items shrink where fewer came. */
 enum status speculation_start(struct speculation *speculation, struct scheduler_plan *plan,
                               int64_t now_ns, struct error *err);
 
@@ -39,14 +41,15 @@ enum status speculation_start(struct speculation *speculation, struct scheduler_
 enum status speculation_finish(struct speculation *speculation, struct scheduler_plan *plan,
                                int64_t pass_ns, struct error *err);
 
-/* The distribution [vocab] that the request's candidate at an absolute position was drawn from is filled
- * in, over zeros. */
+/* The distribution [vocab] that the request's candidate at an absolute position was drawn from is
+ * filled in, over zeros. */
 enum status speculation_distribution(struct speculation *speculation, float *q,
                                      const struct request *request, int position,
                                      struct error *err);
 
-/* The item's candidates were judged: `accepted` hold; the request has its new tokens. over: it ended with
- * the last of them, the others were not judged. Returns how many candidates stay as its tail. */
+/* The item's candidates were judged: `accepted` hold; the request has its new tokens. over: it
+ * ended with the last of them, the others were not judged. Returns how many candidates stay as its
+ * tail. */
 int speculation_settle(struct speculation *speculation, const struct scheduler_item *item,
                        int accepted, bool over);
 

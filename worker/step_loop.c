@@ -10,8 +10,8 @@
 static_assert((int)FINISH_REFUSED == (int)TANDEM__V1__FINISH_REASON__FINISH_REFUSED, "one list");
 static_assert((int)KV_BLOCK == (int)BACKEND_KV_BLOCK, "one block size");
 
-/* Columns of the last step. Sized once for the most that a step can bring; only what a step may bring
- * without bound (finished requests that were waiting) grows. */
+/* Columns of the last step. Sized once for the most that a step can bring; only what a step may
+ * bring without bound (finished requests that were waiting) grows. */
 struct columns {
     uint64_t *keys; /* [max_sequences] */
     uint32_t *token_counts, *accepted_counts;
@@ -320,8 +320,8 @@ static enum status draw_by_rejection(struct step_loop *loop, struct sample_resul
     return STATUS_OK;
 }
 
-/* Walks along the candidates while they are what the target wants; commits them and one token of the
- * target's own, until the round or the request ends. */
+/* Walks along the candidates while they are what the target wants; commits them and one token of
+ * the target's own, until the round or the request ends. */
 static enum status judge(struct step_loop *loop, const struct scheduler_item *item, float *logits,
                          struct error *err) {
     struct request *request = item->request;

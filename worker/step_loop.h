@@ -1,7 +1,7 @@
 /* The leader's step: what runs now (scheduler.h, kv_blocks.h), what is drafted for it
- * (speculation.h), one forward pass of the group (engine.h), the target's own token at every place and
- * the verdict over the drafted ones, and what came of it. Knows no network: requests come in by calls,
- * results go out as columns. Used by replica.c, by tests and by the bench.
+ * (speculation.h), one forward pass of the group (engine.h), the target's own token at every place
+ * and the verdict over the drafted ones, and what came of it. Knows no network: requests come in
+ * by calls, results go out as columns. Used by replica.c, by tests and by the bench.
  *
  * Owned and called by rank 0's compute thread. */
 #pragma once
@@ -59,16 +59,16 @@ struct step_request {
     struct spec_wish wish; /* mode -1: the policy's */
 };
 
-/* In force from the next step on, as far as this replica can run it (speculation_fit). Without a drafter
- * nothing changes. */
+/* In force from the next step on, as far as this replica can run it (speculation_fit). Without a
+ * drafter nothing changes. */
 void step_loop_set_policy(struct step_loop *loop, const struct spec_policy *policy);
 
 /* A request that can never run (longer than the context, more KV than there is) is finished with
  * FINISH_REFUSED in the next step. */
 void step_loop_submit(struct step_loop *loop, const struct step_request *request);
 
-/* The request ends in the next step with FINISH_CANCELLED; unknown keys are ignored (it may have just
- * finished). */
+/* The request ends in the next step with FINISH_CANCELLED; unknown keys are ignored (it may have
+ * just finished). */
 void step_loop_cancel(struct step_loop *loop, uint64_t key);
 
 /* Nothing to compute and nothing to report. */

@@ -20,8 +20,8 @@ struct backend {
     int sample_vocab;      /* the largest vocabulary seen */
 };
 
-/* Runs task(arg, i) for i in 0..n_tasks-1 on all threads and returns when all are done. Tasks must not
- * depend on one another or on which thread runs them. */
+/* Runs task(arg, i) for i in 0..n_tasks-1 on all threads and returns when all are done. Tasks must
+ * not depend on one another or on which thread runs them. */
 void pool_run(struct backend *backend, void (*task)(void *arg, int task_i), void *arg, int n_tasks);
 enum status pool_create(struct pool **out, int n_threads, struct error *err);
 void pool_destroy(struct pool *pool);
@@ -50,7 +50,7 @@ struct weight {
     int leaf_steps[BACKEND_MAX_LEAVES + 1];  /* where the leaf begins, in steps of a panel */
     size_t panel_bytes;
     int interleave;  /* panels that lie interleaved: 2 for avx512, else 1 */
-    char *data;      /* n_panels * panel_bytes (an even number of them for 2), in huge pages where the kernel gives them */
+    char *data;      /* n_panels (made even for 2) * panel_bytes, in huge pages where there are any */
     float *scales;   /* int8: [n_panels][n_leaves][16] */
     int32_t *sums;   /* int8, lanes: [n_panels][n_leaves][16], 128 * sum of the row's weights */
     size_t bytes;    /* all of the above */

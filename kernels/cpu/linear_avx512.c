@@ -1,15 +1,16 @@
 /* Products with AVX-512: BF16 dot products (vdpbf16ps) and VNNI bytes (vpdpbusd).
  *
- * Sixteen output rows stand in the lanes; a group of activations (2 bf16 or 4 bytes) is broadcast and
- * multiplies 64 bytes of weights at once. A block of P panels x M rows keeps P * M accumulators in
- * registers and reads every weight once. One output is one lane of one accumulator per leaf: its
- * terms are added in the order of k whatever P and M are. */
+ * Sixteen output rows stand in the lanes; a group of activations (2 bf16 or 4 bytes) is broadcast
+ * and multiplies 64 bytes of weights at once. A block of P panels x M rows keeps P * M
+ * accumulators in registers and reads every weight once. One output is one lane of one accumulator
+ * per leaf: its terms are added in the order of k whatever P and M are. */
 #include <immintrin.h>
 
 #include "kernels/cpu/cpu.h"
 
-/* How far ahead weights are fetched: one or two rows wait for memory and the processor's own prefetcher
- * helps; with more rows a step takes longer than the distance it looks ahead (measured on Zen 4). */
+/* How far ahead weights are fetched: one or two rows wait for memory and the processor's own
+ * prefetcher helps; with more rows a step takes longer than the distance it looks ahead (measured
+ * on Zen 4). */
 enum { FETCH_FEW = 1024, FETCH_MANY = 4096, MAX_SUMS = 26, PAIR_STEP = 2 * PANEL_STEP };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -33,8 +34,8 @@ INLINE void store(float *out, size_t out_stride, const struct weight *w, const f
     _mm512_mask_storeu_ps(out + (size_t)row * out_stride + output, mask, sum);
 }
 
-/* One leaf of P panels x M rows. w: the leaf's first step in panel 0 (an even one where P > 1); x: in
- * row 0. */
+/* One leaf of P panels x M rows. w: the leaf's first step in panel 0 (an even one where P > 1); x:
+ * in row 0. */
 INLINE void leaf_bf16(__m512 *acc, const char *w, size_t pair_bytes, const char *x,
                       size_t row_bytes, int n_steps, const int P, const int M) {
     __m512 sums[MAX_SUMS]; /* their own array, every loop over it unrolled: they stay in registers */
@@ -174,8 +175,8 @@ struct height {
 static const struct height heights_bf16[14] = {HEIGHTS(WIDE_ROW, bf16)};
 static const struct height heights_i8[14] = {HEIGHTS(WIDE_ROW, i8)};
 
-/* Up to 13 rows are one block: the weights stream by once, as one stream of pairs of panels. With more, the
- * panels of all blocks but the first come from the second-level cache. */
+/* Up to 13 rows are one block: the weights stream by once, as one stream of pairs of panels. With
+ * more, the panels of all blocks but the first come from the second-level cache. */
 static void run(const struct height *heights, float *out, size_t out_stride,
                 const struct weight *w, const struct packed_rows *rows, const float *bias,
                 int panel_begin, int panel_end) {

@@ -1,6 +1,7 @@
-/* `calibration`: after random histories of drafting (exact and layer-parallel), acceptance, rejection and
- * calibration in the slack, all KV that the drafter calls exact equals that of one fresh exact pass, bit for
- * bit. The drafter is the real one, over the real engine; only the verdicts are made up. */
+/* `calibration`: after random histories of drafting (exact and layer-parallel), acceptance,
+ * rejection and calibration in the slack, all KV that the drafter calls exact equals that of one
+ * fresh exact pass, bit for bit. The drafter is the real one, over the real engine; only the
+ * verdicts are made up. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

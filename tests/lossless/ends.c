@@ -1,6 +1,7 @@
-/* `ends`: end tokens, stop ids, max_tokens, the context limit and Cancel, inside a block, at its border, in
- * PRE and in POST. Every text is cut at every place in every mode, and must be the beginning of the plain
- * text, with the reason that plain has. (Stop strings are the coordinator's: tests/e2e.) */
+/* `ends`: end tokens, stop ids, max_tokens, the context limit and Cancel, inside a block, at its
+ * border, in PRE and in POST. Every text is cut at every place in every mode, and must be the
+ * beginning of the plain text, with the reason that plain has. (Stop strings are the
+ * coordinator's: tests/e2e.) */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -59,7 +60,8 @@ static void try_cut(struct local_group *plain, struct local_group *group, const 
     if (difference != NULL) fail(what, way, cut, difference);
 }
 
-/* Cancelled after some steps: it ends as cancelled, with a beginning of its text; the others are whole. */
+/* Cancelled after some steps: it ends as cancelled, with a beginning of its text; the others are
+ * whole. */
 static void try_cancel(struct local_group *group, const struct way *way, const struct lot *lot,
                        const struct lot_outcomes *reference, int n_steps) {
     struct lot_cancel cancel = {.key = 3, .after_steps = n_steps};

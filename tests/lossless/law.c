@@ -1,6 +1,7 @@
-/* `law`: what is drawn follows the target's distribution. A toy of 5 tokens, whose next token depends on the
- * last one; rounds by the real round.h, so that PRE, POST and the border between them are crossed; draws by
- * the real accept.h, gumbel.h and backend_distribution. Chi-square over all texts of three tokens. */
+/* `law`: what is drawn follows the target's distribution. A toy of 5 tokens, whose next token
+ * depends on the last one; rounds by the real round.h, so that PRE, POST and the border between
+ * them are crossed; draws by the real accept.h, gumbel.h and backend_distribution. Chi-square over
+ * all texts of three tokens. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

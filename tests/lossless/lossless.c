@@ -1,5 +1,5 @@
-/* `lossless`: every way to run a lot of requests brings the tokens and log-probability bits of mode plain,
- * one request at a time, on one rank. */
+/* `lossless`: every way to run a lot of requests brings the tokens and log-probability bits of
+ * mode plain, one request at a time, on one rank. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -88,7 +88,8 @@ static int end(struct suite *s, const char *what) {
     return failures;
 }
 
-/* --- modes, windows, widths, batches -------------------------------------------------------------- */
+/* --- modes, windows, widths, batches
+ * -------------------------------------------------------------- */
 
 static const enum spec_mode modes[] = {SPEC_SD, SPEC_EASYSPEC, SPEC_PEARL, SPEC_PEARL_LP};
 
@@ -143,7 +144,8 @@ static void reduced_grid(struct suite *s) {
                              .max_step_tokens = 3 * LOT_REQUESTS}, some, 1, two, 1);
 }
 
-/* --- what is not in the grid ------------------------------------------------------------------------ */
+/* --- what is not in the grid
+ * ------------------------------------------------------------------------ */
 
 static void delays(struct suite *s) {
     for (int delay = 1; delay <= 5; delay += 2) {

@@ -13,7 +13,8 @@
 
 enum { MAX_CONTEXT = LOT_CONTEXT, MAX_ROWS = 256, VOCAB = 4000, NOISE_PROMPT = 96 };
 
-/* Beginnings that both models have something to say to: drafts then hold often, and fall often enough. */
+/* Beginnings that both models have something to say to: drafts then hold often, and fall often
+ * enough. */
 static const char *const beginnings[] = {
     "Once upon a time, there was a little girl named Lily. She loved",
     "Tom and his dog went to the park. The dog saw a big red ball and",

@@ -1,6 +1,6 @@
-/* A lot of mixed requests and ways to run them: what every part of the lossless suite shares. The text of a
- * request is whatever it draws alone, one at a time, in mode plain on one rank; every other way must bring
- * the same tokens and the same bits of log-probability. */
+/* A lot of mixed requests and ways to run them: what every part of the lossless suite shares. The
+ * text of a request is whatever it draws alone, one at a time, in mode plain on one rank; every
+ * other way must bring the same tokens and the same bits of log-probability. */
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
@@ -18,8 +18,8 @@ struct lot {
     struct step_request requests[LOT_REQUESTS]; /* keys from 1 */
 };
 
-/* temperature < 0: mixed (0, 0.7, 1) with all kinds of filters, penalties and ends; else the same for all,
- * without filters. */
+/* temperature < 0: mixed (0, 0.7, 1) with all kinds of filters, penalties and ends; else the same
+ * for all, without filters. */
 struct lot *lot_create(uint64_t seed, float temperature);
 
 /* Noise prompts that leave 1 to 16 tokens of the context, and ask for more. */

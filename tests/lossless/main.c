@@ -1,4 +1,5 @@
-/* The exactness suite (speculation.md 5): its parts by name. `logit bits` is tests/unit/test_logit_bits.c.
+/* The exactness suite (speculation.md 5): its parts by name. `logit bits` is
+ * tests/unit/test_logit_bits.c.
  *
  *   lossless_suite PART [--full] [--seed N]      PART: lossless, law, calibration, ends, sync */
 #include <stdio.h>

@@ -1,6 +1,6 @@
-/* `sync`: both sides compare a rolling hash of the committed tokens every round. A drafter between both
- * changes one token of one order on its way; the replica must stop in that round, with both histories in
- * the words. */
+/* `sync`: both sides compare a rolling hash of the committed tokens every round. A drafter between
+ * both changes one token of one order on its way; the replica must stop in that round, with both
+ * histories in the words. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,5 +1,6 @@
-/* The rejection rule's pieces: the distribution that is sampled, the acceptance test, the residual. Each is held
- * against the definition or against counts of many draws (law.c holds the whole against a toy). */
+/* The rejection rule's pieces: the distribution that is sampled, the acceptance test, the
+ * residual. Each is held against the definition or against counts of many draws (law.c holds the
+ * whole against a toy). */
 #include "tests/unit/test.h"
 
 #include <math.h>

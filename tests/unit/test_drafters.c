@@ -8,8 +8,8 @@
 #include "worker/draft/history.h"
 #include "worker/draft/ngram_drafter.h"
 
-/* The definition, word for word: the longest suffix of NGRAM_MAX down to NGRAM_MIN tokens that stands
- * somewhere before, at its latest place. */
+/* The definition, word for word: the longest suffix of NGRAM_MAX down to NGRAM_MIN tokens that
+ * stands somewhere before, at its latest place. */
 static int find_slowly(const int32_t *tokens, int n) {
     for (int length = NGRAM_MAX; length >= NGRAM_MIN; length--) {
         for (int end = n - 1; end >= length; end--) {

@@ -1,6 +1,7 @@
-/* The round, exhaustively for small windows: every pattern of right and wrong candidates over several rounds,
- * every window, wait and limit, with a target and a draft side that each keep their own books and apply the
- * same edits. What is committed must be the truth, in order, and both sides must agree. */
+/* The round, exhaustively for small windows: every pattern of right and wrong candidates over
+ * several rounds, every window, wait and limit, with a target and a draft side that each keep
+ * their own books and apply the same edits. What is committed must be the truth, in order, and
+ * both sides must agree. */
 #include "tests/unit/test.h"
 
 #include <stdio.h>
@@ -29,7 +30,8 @@ static void expect(struct game *game, bool holds, const char *what) {
     if (!holds && game->wrong == NULL) game->wrong = what;
 }
 
-/* Bit i of `rights`: whether the i-th token made in this round is the truth (if all before it are). */
+/* Bit i of `rights`: whether the i-th token made in this round is the truth (if all before it
+ * are). */
 static void draft_tokens(struct game *game, int made, unsigned rights) {
     struct side *draft = &game->draft;
     for (int i = 0; i < made; i++) {

@@ -25,8 +25,8 @@ enum status comm_broadcast(struct comm *comm, void *buffer, size_t bytes, int ro
 enum status comm_all_gather(struct comm *comm, void *recv, const void *send, size_t bytes,
                             struct error *err);
 
-/* As all_gather, with results at root only. Parts may differ in size: bytes_of_rank[size]. recv is the
- * concatenation in rank order. */
+/* As all_gather, with results at root only. Parts may differ in size: bytes_of_rank[size]. recv is
+ * the concatenation in rank order. */
 enum status comm_gather(struct comm *comm, void *recv, const void *send,
                         const size_t *bytes_of_rank, int root, struct error *err);
 

@@ -26,8 +26,8 @@ struct comm {
 
 /* --- waiting --------------------------------------------------------------------------------- */
 
-/* One wait: spins, then yields the processor. `crowded`: there are more ranks than processors, spinning
- * would keep the awaited one from running. */
+/* One wait: spins, then yields the processor. `crowded`: there are more ranks than processors,
+ * spinning would keep the awaited one from running. */
 struct comm_wait {
     bool crowded;
     uint32_t turns;

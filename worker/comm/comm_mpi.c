@@ -1,6 +1,6 @@
-/* Ranks of an mpirun job. Members that all stand on one host talk through a window of shared memory
- * (comm_shared.c); otherwise every operation is a non-blocking MPI call, polled with back-off, so that
- * an idle rank costs little. One thread per process calls MPI. */
+/* Ranks of an mpirun job. Members that all stand on one host talk through a window of shared
+ * memory (comm_shared.c); otherwise every operation is a non-blocking MPI call, polled with
+ * back-off, so that an idle rank costs little. One thread per process calls MPI. */
 #include <mpi.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,13 +1,13 @@
 /* Collectives over shared memory: threads of one process, or processes of one host.
  *
- * Operations are numbered; every rank counts the same ones. A rank writes its part of operation n into
- * its buffer n % 2, then raises its mark to 2n+1 ("published"); readers wait for that mark. A mark of
- * at least 2n+2 says that the rank has finished operation n (beginning the next one says so as well).
- * A buffer may be written again for operation n+2 once everybody has finished n. Messages longer than
- * a buffer are several operations.
+ * Operations are numbered; every rank counts the same ones. A rank writes its part of operation n
+ * into its buffer n % 2, then raises its mark to 2n+1 ("published"); readers wait for that mark. A
+ * mark of at least 2n+2 says that the rank has finished operation n (beginning the next one says
+ * so as well). A buffer may be written again for operation n+2 once everybody has finished n.
+ * Messages longer than a buffer are several operations.
  *
- * Who waits spins, yields, and then sleeps on the mark itself (futex), so that an idle server costs
- * nothing and still wakes at once; who raises a mark looks whether anybody sleeps on it. */
+ * Who waits spins, yields, and then sleeps on the mark itself (futex), so that an idle server
+ * costs nothing and still wakes at once; who raises a mark looks whether anybody sleeps on it. */
 #include <errno.h>
 #include <linux/futex.h>
 #include <sched.h>
@@ -66,8 +66,8 @@ size_t comm_shared_bytes(int n_ranks) {
 
 /* --- waiting --------------------------------------------------------------------------------- */
 
-/* Spinning lasts a few microseconds: a peer that was put on this same processor cannot run meanwhile.
- * Yielding, which goes on for about a millisecond, sees a mark nearly as soon. */
+/* Spinning lasts a few microseconds: a peer that was put on this same processor cannot run
+ * meanwhile. Yielding, which goes on for about a millisecond, sees a mark nearly as soon. */
 enum { SPIN_TURNS = 100, CROWDED_SPIN_TURNS = 20, YIELD_TURNS = 5000, CROWDED_YIELD_TURNS = 300 };
 
 bool comm_wait_turn(struct comm_wait *wait) {

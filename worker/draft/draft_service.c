@@ -41,8 +41,8 @@ static enum status answer(struct service *s, const struct draft_order *order, bo
     return draft_wire_send(&s->out, s->options->pair, TARGET_RANK, err);
 }
 
-/* Where the wait for the verdict has lately been long enough, the calibration costs nothing there. The
- * first one is tried to see what it takes. */
+/* Where the wait for the verdict has lately been long enough, the calibration costs nothing there.
+ * The first one is tried to see what it takes. */
 static enum status use_slack(struct service *s, struct error *err) {
     if (!model_drafter_is_fuzzy(s->options->drafter)) return STATUS_OK;
     if (s->calibrate_ns > 0 && s->slack_ns < s->calibrate_ns) return STATUS_OK;

@@ -1,5 +1,6 @@
-/* The draft's leader in an overlapped replica: takes orders from the target's leader, drafts, answers, and
- * uses the time until the next order to make fuzzy KV exact. The other end of remote_drafter.c. */
+/* The draft's leader in an overlapped replica: takes orders from the target's leader, drafts,
+ * answers, and uses the time until the next order to make fuzzy KV exact. The other end of
+ * remote_drafter.c. */
 #pragma once
 #include "worker/comm/comm.h"
 #include "worker/draft/drafter.h"
@@ -14,6 +15,6 @@ struct draft_service_options {
     struct trace *trace; /* NULL: none */
 };
 
-/* Until the target's leader says stop: OK. ABORTED when both sides are out of step, UNAVAILABLE when ranks
- * are lost. */
+/* Until the target's leader says stop: OK. ABORTED when both sides are out of step, UNAVAILABLE
+ * when ranks are lost. */
 enum status draft_service_run(const struct draft_service_options *options, struct error *err);

@@ -1,6 +1,6 @@
 /* Orders and answers as bytes between the leaders of target and draft (remote_drafter.c and
- * draft_service.c). Both ends are the same program on the same kind of machine: structures travel as they
- * are. A message is sent as one part of fixed size, and a second where it is longer. */
+ * draft_service.c). Both ends are the same program on the same kind of machine: structures travel
+ * as they are. A message is sent as one part of fixed size, and a second where it is longer. */
 #pragma once
 #include "worker/comm/comm.h"
 #include "worker/draft/drafter.h"
@@ -35,8 +35,8 @@ enum status draft_wire_receive(struct draft_wire *wire, enum draft_wire_kind *ki
                                struct comm *pair, int from, struct error *err);
 const void *draft_wire_take(struct draft_wire *wire, size_t bytes);
 
-/* An order in a message of its own, and back. The arrays of *order are borrowed from the message, or from
- * `arrays`, which is reused and freed with draft_wire_arrays_free. */
+/* An order in a message of its own, and back. The arrays of *order are borrowed from the message,
+ * or from `arrays`, which is reused and freed with draft_wire_arrays_free. */
 struct draft_wire_arrays {
     struct draft_begin *begins;
     struct draft_job *jobs;

@@ -1,14 +1,15 @@
 /* What proposes tokens. The target's leader tells a drafter, once a round, what has become of each
- * sequence and how many tokens it wants; the drafter answers with chains of tokens. It may always make
- * fewer than asked, and nothing it says can change a text: the target judges every token.
+ * sequence and how many tokens it wants; the drafter answers with chains of tokens. It may always
+ * make fewer than asked, and nothing it says can change a text: the target judges every token.
  *
  *     model_drafter.c    a draft model on an engine, exact or layer-parallel (EasySpec)
  *     ngram_drafter.c    prompt look-up, no model
  *     remote_drafter.c   stands for a drafter on other ranks, so that both sides compute at once (PEARL);
  *                        draft_service.c is its other end
  *
- * A round is start, then collect: once if everything is wanted at once, twice when the target waits for
- * the first few tokens of each sequence (`early`). Between the two the target may compute.
+ * A round is start, then collect: once if everything is wanted at once, twice when the target
+ * waits for the first few tokens of each sequence (`early`). Between the two the target may
+ * compute.
  *
  * Owned and called by one thread. */
 #pragma once
@@ -31,8 +32,8 @@ struct draft_begin {
 };
 
 /* What happened to a sequence since it was last told of, then what is wanted of it. Applying it:
- * the first `accepted` candidates become committed; if n_own > 0 or abandon, the other candidates fall and
- * the own tokens become committed; what is left is the tail. */
+ * the first `accepted` candidates become committed; if n_own > 0 or abandon, the other candidates
+ * fall and the own tokens become committed; what is left is the tail. */
 struct draft_job {
     int slot;
     int accepted;

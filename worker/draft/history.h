@@ -1,6 +1,6 @@
 /* What a drafter knows of each sequence: its tokens (committed ones, then candidates), how it is
- * sampled, and a rolling hash of the committed tokens by which target and drafter notice at once if they
- * ever disagree. Pure book-keeping; every drafter has one. */
+ * sampled, and a rolling hash of the committed tokens by which target and drafter notice at once
+ * if they ever disagree. Pure book-keeping; every drafter has one. */
 #pragma once
 #include "worker/draft/drafter.h"
 
@@ -21,8 +21,8 @@ struct draft_history {
     int n_slots, vocab;
 };
 
-/* Committed ids from `vocab` on (a target's longer padded tail) are kept as id 0, so that a draft model can
- * be fed with them; the hash is of what they are. */
+/* Committed ids from `vocab` on (a target's longer padded tail) are kept as id 0, so that a draft
+ * model can be fed with them; the hash is of what they are. */
 struct draft_history *draft_history_create(int n_slots, int vocab);
 void draft_history_destroy(struct draft_history *history);
 
@@ -31,8 +31,8 @@ struct draft_sequence *draft_history_begin(struct draft_history *history,
                                            const struct draft_begin *begin);
 void draft_history_end(struct draft_history *history, int slot);
 
-/* Applies what a job says has happened. *dropped: candidates fell. ABORTED, with this side's last tokens
- * in the words, when the outcome is not what the target says it is. */
+/* Applies what a job says has happened. *dropped: candidates fell. ABORTED, with this side's last
+ * tokens in the words, when the outcome is not what the target says it is. */
 enum status draft_history_apply(struct draft_history *history, const struct draft_job *job,
                                 bool *dropped, struct error *err);
 

@@ -148,8 +148,8 @@ static void clear_pass(struct model_drafter *d) {
     d->n_rows = d->n_segments = d->n_logit_rows = 0;
 }
 
-/* Rows [from, from + n_rows) of a slot join the pass. owner: the active that the last row's logits are
- * for, -1: none. */
+/* Rows [from, from + n_rows) of a slot join the pass. owner: the active that the last row's logits
+ * are for, -1: none. */
 static void add_rows(struct model_drafter *d, int slot, int from, int n_rows, int owner) {
     const struct draft_sequence *sequence = &d->history->sequences[slot];
     memcpy(d->tokens + d->n_rows, sequence->tokens + from, (size_t)n_rows * sizeof *d->tokens);
@@ -175,8 +175,8 @@ static enum status run_pass(struct model_drafter *d, int layer_width, float **lo
     return engine_forward(d->options.engine, ENGINE_DRAFT, &batch, logits, err);
 }
 
-/* Finds the longest known prefix for a sequence without KV, and room for `n_positions`. False: its KV is
- * given back, it is not drafted for now. */
+/* Finds the longest known prefix for a sequence without KV, and room for `n_positions`. False: its
+ * KV is given back, it is not drafted for now. */
 static bool make_room(struct model_drafter *d, int slot, int n_positions) {
     struct place *place = &d->places[slot];
     const struct draft_sequence *sequence = &d->history->sequences[slot];
@@ -189,8 +189,8 @@ static bool make_room(struct model_drafter *d, int slot, int n_positions) {
     return false;
 }
 
-/* Rows of a slot up to `end` that are not exact yet join the first pass, as far as it has room; the last
- * one at least, for its logits. True: all of them did. */
+/* Rows of a slot up to `end` that are not exact yet join the first pass, as far as it has room;
+ * the last one at least, for its logits. True: all of them did. */
 static bool add_inexact(struct model_drafter *d, int slot, int end, int owner) {
     struct place *place = &d->places[slot];
     int from = place->exact < end ? place->exact : end - 1;
@@ -355,7 +355,8 @@ int model_drafter_exact(const struct drafter *head, int slot, const int32_t **bl
     return place->exact;
 }
 
-/* --- calibration in the slack -------------------------------------------------------------------- */
+/* --- calibration in the slack
+ * -------------------------------------------------------------------- */
 
 bool model_drafter_is_fuzzy(const struct drafter *head) {
     const struct model_drafter *d = (const struct model_drafter *)head;
@@ -394,7 +395,8 @@ enum status model_drafter_calibrate(struct drafter *head, int64_t *took_ns, stru
     return STATUS_OK;
 }
 
-/* --- the rest ------------------------------------------------------------------------------------ */
+/* --- the rest
+ * ------------------------------------------------------------------------------------ */
 
 static enum status distribution(struct drafter *head, float *q, int slot, int index,
                                 struct error *err) {

@@ -1,10 +1,11 @@
 /* A draft model as drafter: its own paged KV and prefix cache over an engine, prompts in chunks,
- * rollback by truncation, and three numbers for each sequence: committed, exact and present positions.
+ * rollback by truncation, and three numbers for each sequence: committed, exact and present
+ * positions.
  *
- * Layer-parallel steps (EasySpec, arXiv 2502.02493; speculation.md 3) leave KV that is only nearly right
- * ("fuzzy": present, not exact). The first pass of a round is exact and begins behind the last exact
- * position, so fuzzy KV never outlives a round: that is the bonus calibration, and its logits are
- * the round's first token, which therefore is never a fuzzy one. */
+ * Layer-parallel steps (EasySpec, arXiv 2502.02493; speculation.md 3) leave KV that is only nearly
+ * right ("fuzzy": present, not exact). The first pass of a round is exact and begins behind the
+ * last exact position, so fuzzy KV never outlives a round: that is the bonus calibration, and its
+ * logits are the round's first token, which therefore is never a fuzzy one. */
 #pragma once
 #include "kernels/backend.h"
 #include "model/config.h"
@@ -27,12 +28,13 @@ struct model_drafter_options {
 
 struct drafter *model_drafter_create(const struct model_drafter_options *options);
 
-/* How many positions of a slot have exact KV, and where; for tests. blocks: borrowed until the next call. */
+/* How many positions of a slot have exact KV, and where; for tests. blocks: borrowed until the
+ * next call. */
 int model_drafter_exact(const struct drafter *drafter, int slot, const int32_t **blocks);
 
-/* In the slack behind an answer: makes the KV of everything drafted exact, which also brings the next
- * round's first token should everything hold. Only after a collect of all. *took_ns: 0 where there was
- * nothing to do. */
+/* In the slack behind an answer: makes the KV of everything drafted exact, which also brings the
+ * next round's first token should everything hold. Only after a collect of all. *took_ns: 0 where
+ * there was nothing to do. */
 enum status model_drafter_calibrate(struct drafter *drafter, int64_t *took_ns,
                                     struct error *err);
 /* Whether the last round left fuzzy KV behind. */

@@ -21,8 +21,8 @@ static double excess(const float *p, const float *q, int v) {
     return p[v] > q[v] ? (double)p[v] - (double)q[v] : 0;
 }
 
-/* The first id at which the running sum of weights passes `share` of their total; ids of no weight are
- * never taken. */
+/* The first id at which the running sum of weights passes `share` of their total; ids of no weight
+ * are never taken. */
 static int32_t invert(const float *p, const float *q, int vocab, double total, double share) {
     double sum = 0;
     int32_t last = 0;

@@ -1,7 +1,7 @@
 /* The policy in force on a replica, and what it means for one sequence in one round. Pure.
  *
- * The coordinator sets the policy (coordinator/policy.h); a request may ask for a mode by name, or for
- * none, or for smaller windows. All of it changes how fast a text comes, never the text. */
+ * The coordinator sets the policy (coordinator/policy.h); a request may ask for a mode by name, or
+ * for none, or for smaller windows. All of it changes how fast a text comes, never the text. */
 #pragma once
 #include "common/spec_mode.h"
 #include "worker/spec/round.h"
@@ -22,8 +22,8 @@ struct spec_wish {
 /* The mode of a sequence. */
 enum spec_mode spec_policy_mode(const struct spec_policy *policy, const struct spec_wish *wish);
 
-/* A sequence's next round. tail: its unjudged candidates; any_tails: some sequence of the batch has one
- * (then nobody's target waits); most: the window that the batch's budget of rows leaves; limit: tokens the
- * sequence may still get, >= 1. */
+/* A sequence's next round. tail: its unjudged candidates; any_tails: some sequence of the batch
+ * has one (then nobody's target waits); most: the window that the batch's budget of rows leaves;
+ * limit: tokens the sequence may still get, >= 1. */
 struct round_plan spec_policy_round(const struct spec_policy *policy, const struct spec_wish *wish,
                                     int tail, bool any_tails, int most, int limit);

@@ -1,9 +1,9 @@
-/* The round of one sequence: how many rows the target verifies, how many tokens the draft makes, and
- * what both sides do with the verdict. Pure; target and draft run this same text.
+/* The round of one sequence: how many rows the target verifies, how many tokens the draft makes,
+ * and what both sides do with the verdict. Pure; target and draft run this same text.
  *
- * A sequence is `committed` tokens (final), then `tail`: drafted tokens that the target has been given
- * and has not judged. A round drafts `make` more behind the tail. The target waits for the first `wait`
- * of them, feeds its last committed token, the tail and those, and judges
+ * A sequence is `committed` tokens (final), then `tail`: drafted tokens that the target has been
+ * given and has not judged. A round drafts `make` more behind the tail. The target waits for the
+ * first `wait` of them, feeds its last committed token, the tail and those, and judges
  *
  *     x[0 .. judged)  =  tail, then the first wait + 1 new tokens (or all there are)
  *
@@ -25,13 +25,13 @@ struct round_plan {
     int wait; /* of them, those the target's rows include; <= make */
 };
 
-/* Plans a round. window: new tokens wanted; wait: new tokens the target waits for (clipped to the window;
- * 0 while there is a tail, which only overlapped rounds leave); limit: tokens the sequence may still
- * get, >= 1: candidates beyond it are never made. */
+/* Plans a round. window: new tokens wanted; wait: new tokens the target waits for (clipped to the
+ * window; 0 while there is a tail, which only overlapped rounds leave); limit: tokens the sequence
+ * may still get, >= 1: candidates beyond it are never made. */
 struct round_plan round_plan(int tail, int window, int wait, int limit);
 
-/* The draft may make fewer than planned: none while its prefill runs, few when its own KV is full or
- * after an end token. */
+/* The draft may make fewer than planned: none while its prefill runs, few when its own KV is full
+ * or after an end token. */
 struct round_plan round_made(struct round_plan plan, int made);
 
 static inline int round_rows(struct round_plan plan) {

@@ -43,7 +43,8 @@ void spec_counts_pass(struct spec_counts *c, const struct scheduler_plan *plan, 
     average(&c->verify_rows[i], (float)n_rows / (float)plan->n_items, TIME_WEIGHT);
 }
 
-/* One judged token more: it held or it fell. 0 means "not measured", so the average stays above it. */
+/* One judged token more: it held or it fell. 0 means "not measured", so the average stays above
+ * it. */
 static void judge(struct spec_counts *c, bool fuzzy, bool held) {
     float *mean = fuzzy ? &c->acceptance_fuzzy : &c->acceptance;
     if (*mean == 0) *mean = 0.5f;

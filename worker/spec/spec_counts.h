@@ -1,5 +1,5 @@
-/* What speculation did and how long its parts take: counters since start, and moving averages by batch
- * size that the planner's formulas are fed with (coordinator/policy.h). Pure. */
+/* What speculation did and how long its parts take: counters since start, and moving averages by
+ * batch size that the planner's formulas are fed with (coordinator/policy.h). Pure. */
 #pragma once
 #include "tandem/v1/replica.pb-c.h"
 #include "worker/draft/drafter.h"
