@@ -88,8 +88,7 @@ static void close_groups(struct bench *b) {
     for (size_t i = 0; i < sizeof groups / sizeof *groups; i++) local_group_destroy(groups[i]);
 }
 
-/* --- the lines
- * ------------------------------------------------------------------------------------ */
+/* --- the lines -------------------------------------------------------------------------------- */
 
 static struct line *add(struct bench *b, const char *what, const char *label,
                         struct local_group *group, enum spec_mode mode, int window, int width,
@@ -157,8 +156,7 @@ static void add_oracles(struct bench *b) {
     }
 }
 
-/* --- running
- * -------------------------------------------------------------------------------------- */
+/* --- running ---------------------------------------------------------------------------------- */
 
 static int temperature_i(const struct bench *b, float temperature) {
     for (int i = 0; i < b->settings->n_temperatures; i++) {
@@ -228,8 +226,7 @@ static enum status run_pass(struct bench *b, int pass, struct error *err) {
     return STATUS_OK;
 }
 
-/* --- printing
- * ------------------------------------------------------------------------------------- */
+/* --- printing --------------------------------------------------------------------------------- */
 
 static void print_head(void) {
     printf("  %-9s %-15s %2s %2s %2s %9s %8s %7s %7s %7s %8s %7s %7s %8s\n", "mode", "ranks", "g", "N", "k",
@@ -356,8 +353,7 @@ static enum status run(struct bench *b, struct error *err) {
     return STATUS_OK;
 }
 
-/* --- the command
- * ------------------------------------------------------------------------------------ */
+/* --- the command ------------------------------------------------------------------------------ */
 
 static const char usage[] =
     "usage: tandem-bench spec --model DIR --draft DIR [options]\n"

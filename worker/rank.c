@@ -29,8 +29,7 @@ struct rank {
     struct drafter *drafter;
 };
 
-/* --- the plan
- * ------------------------------------------------------------------------------------ */
+/* --- the plan --------------------------------------------------------------------------------- */
 
 static bool is_disjoint(const struct rank_plan *plan) {
     return plan->drafter == RANK_MODEL_DRAFTER && !plan->shared;
@@ -69,8 +68,7 @@ int rank_plan_logit_rows(const struct rank_plan *plan) {
     return rows < rows_of(plan) ? rows : rows_of(plan);
 }
 
-/* --- opening
- * ------------------------------------------------------------------------------------- */
+/* --- opening ---------------------------------------------------------------------------------- */
 
 static enum status open_part(struct rank *r, enum engine_model model, const char *dir,
                              uint64_t wanted, int shard_i, int degree, struct error *err) {
@@ -209,8 +207,7 @@ const char *rank_role(const struct rank *r) {
     return r->role;
 }
 
-/* --- loading
- * ------------------------------------------------------------------------------------- */
+/* --- loading ---------------------------------------------------------------------------------- */
 
 static enum status load_part(struct rank *r, enum engine_model model, struct error *err) {
     struct part *part = &r->parts[model];
@@ -287,8 +284,7 @@ struct transformer_memory rank_memory(const struct rank *r) {
     return sum;
 }
 
-/* --- leading and following
- * ------------------------------------------------------------------------- */
+/* --- leading and following -------------------------------------------------------------------- */
 
 static int common_vocab(const struct rank *r) {
     int target = rank_target_config(r)->vocab;

@@ -16,8 +16,8 @@ struct speculation {
     uint32_t round;
     int *free_slots; /* a stack */
     int n_free;
-    int *ends; /* [max_sequences] slots to be told as free */
-    int n_ends;
+    int *ends; /* slots to be told as free; grows: one may begin and end between two orders */
+    int n_ends, ends_capacity;
     /* The order that is out. */
     struct draft_begin *begins; /* [max_sequences] */
     struct draft_job *jobs;     /* [max_sequences] */
@@ -39,7 +39,6 @@ struct speculation *speculation_create(const struct speculation_options *options
     s->free_slots = xcalloc(n, sizeof *s->free_slots);
     s->n_free = options->max_sequences;
     for (int i = 0; i < s->n_free; i++) s->free_slots[i] = s->n_free - 1 - i;
-    s->ends = xcalloc(n, sizeof *s->ends);
     s->begins = xcalloc(n, sizeof *s->begins);
     s->jobs = xcalloc(n, sizeof *s->jobs);
     s->items = xcalloc(n, sizeof *s->items);
@@ -74,8 +73,7 @@ void speculation_set_policy(struct speculation *s, const struct spec_policy *pol
     spec_counts_policy_changed(&s->counts);
 }
 
-/* --- the order
- * ----------------------------------------------------------------------------------- */
+/* --- the order -------------------------------------------------------------------------------- */
 
 static void update_hash(struct request *request) {
     struct request_spec *spec = &request->spec;
@@ -163,8 +161,7 @@ static struct draft_order gather_order(struct speculation *s, struct scheduler_p
     return order;
 }
 
-/* --- the tokens
- * ---------------------------------------------------------------------------------- */
+/* --- the tokens ------------------------------------------------------------------------------- */
 
 /* Candidates of the chain come to stand behind the tail. */
 static void place_chain(struct speculation *s, struct scheduler_item *item,
@@ -242,7 +239,6 @@ static enum status send_order(struct speculation *s, const struct draft_order *o
     int64_t begin = clock_now_ns();
     TRY(noticed(s, drafter_start(s->options.drafter, order, err)));
     trace_add(s->options.trace, "hand-off", begin, clock_now_ns());
-    for (int i = 0; i < s->n_ends; i++) s->free_slots[s->n_free++] = s->ends[i];
     s->n_ends = 0;
     s->out = true;
     return STATUS_OK;
@@ -286,8 +282,7 @@ enum status speculation_distribution(struct speculation *s, float *q,
     return drafter_distribution(s->options.drafter, q, request->spec.slot, index, err);
 }
 
-/* --- the verdict
- * --------------------------------------------------------------------------------- */
+/* --- the verdict ------------------------------------------------------------------------------ */
 
 int speculation_settle(struct speculation *s, const struct scheduler_item *item, int accepted,
                        bool over) {
@@ -311,7 +306,13 @@ int speculation_settle(struct speculation *s, const struct scheduler_item *item,
 
 void speculation_end(struct speculation *s, struct request *request) {
     if (request->spec.slot < 0) return;
+    if (s->n_ends == s->ends_capacity) {
+        s->ends_capacity = s->ends_capacity > 0 ? 2 * s->ends_capacity : 16;
+        s->ends = xrealloc(s->ends, (size_t)s->ends_capacity * sizeof *s->ends);
+    }
+    /* Free at once: the order that begins it anew tells its end first. */
     s->ends[s->n_ends++] = request->spec.slot;
+    s->free_slots[s->n_free++] = request->spec.slot;
     request->spec.slot = -1;
 }
 
@@ -320,8 +321,7 @@ void speculation_note_step(struct speculation *s, int n_tokens, int64_t step_ns)
     s->idle_since_ns = clock_now_ns();
 }
 
-/* --- what is told
- * -------------------------------------------------------------------------------- */
+/* --- what is told ----------------------------------------------------------------------------- */
 
 void speculation_describe(struct speculation *s, Tandem__V1__SpecStats *stats,
                           Tandem__V1__Policy *policy) {

@@ -9,7 +9,9 @@
 #include "common/relax.h"
 #include "kernels/cpu/cpu.h"
 
-enum { SPIN_TURNS = 4000 };
+/* Spinning lasts a few microseconds: a thread that was put on this same processor cannot run
+ * meanwhile. Yielding, which goes on for about a millisecond, sees the end of a round nearly as soon. */
+enum { SPIN_TURNS = 100, AWAKE_TURNS = 3000 };
 
 struct job {
     void (*task)(void *arg, int task_i);
@@ -29,7 +31,7 @@ struct pool {
     pthread_mutex_t mutex;    /* guards sleeping only */
     pthread_cond_t wake;
     _Atomic int n_asleep;
-    int spin_turns;
+    int spin_turns, awake_turns; /* 0 where threads outnumber processors */
 };
 
 struct pool_helper {
@@ -44,10 +46,15 @@ static void run_share(const struct job *job, int index, int n_threads) {
     for (int i = begin; i < end; i++) job->task(job->arg, i);
 }
 
+static void wait_turn(const struct pool *pool, int turn) {
+    if (turn < pool->spin_turns) cpu_relax();
+    else sched_yield();
+}
+
 static void await_round(struct pool *pool, uint32_t seen) {
-    for (int i = 0; i < pool->spin_turns; i++) {
+    for (int turn = 0; turn < pool->awake_turns; turn++) {
         if (atomic_load_explicit(&pool->round, memory_order_acquire) != seen) return;
-        cpu_relax();
+        wait_turn(pool, turn);
     }
     pthread_mutex_lock(&pool->mutex);
     atomic_fetch_add(&pool->n_asleep, 1);
@@ -88,10 +95,9 @@ void pool_run(struct backend *backend, void (*task)(void *arg, int task_i), void
     atomic_store(&pool->n_working, pool->n_threads - 1);
     start_round(pool);
     run_share(&pool->job, 0, pool->n_threads);
-    int turns = 0;
+    int turn = 0;
     while (atomic_load_explicit(&pool->n_working, memory_order_acquire) > 0) {
-        if (turns++ < pool->spin_turns) cpu_relax();
-        else sched_yield();
+        wait_turn(pool, turn++);
     }
 }
 
@@ -100,7 +106,9 @@ enum status pool_create(struct pool **out, int n_threads, struct error *err) {
     pool->n_threads = n_threads;
     pool->helpers = xcalloc((size_t)n_threads, sizeof *pool->helpers);
     pool->seats = xcalloc((size_t)n_threads, sizeof *pool->seats);
-    pool->spin_turns = n_threads <= sysconf(_SC_NPROCESSORS_ONLN) ? SPIN_TURNS : 0;
+    bool roomy = n_threads <= sysconf(_SC_NPROCESSORS_ONLN);
+    pool->spin_turns = roomy ? SPIN_TURNS : 0;
+    pool->awake_turns = roomy ? AWAKE_TURNS : 0;
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->wake, NULL);
     for (int i = 1; i < n_threads; i++) {

@@ -88,8 +88,7 @@ static int end(struct suite *s, const char *what) {
     return failures;
 }
 
-/* --- modes, windows, widths, batches
- * -------------------------------------------------------------- */
+/* --- modes, windows, widths, batches ---------------------------------------------------------- */
 
 static const enum spec_mode modes[] = {SPEC_SD, SPEC_EASYSPEC, SPEC_PEARL, SPEC_PEARL_LP};
 
@@ -144,8 +143,7 @@ static void reduced_grid(struct suite *s) {
                              .max_step_tokens = 3 * LOT_REQUESTS}, some, 1, two, 1);
 }
 
-/* --- what is not in the grid
- * ------------------------------------------------------------------------ */
+/* --- what is not in the grid ------------------------------------------------------------------ */
 
 static void delays(struct suite *s) {
     for (int delay = 1; delay <= 5; delay += 2) {
@@ -170,6 +168,15 @@ static void short_memory(struct suite *s) {
                             .shared = true});
     try_way(s, (struct way){.mode = SPEC_PEARL_LP, .window = 4, .layer_width = 2, .batch = 16,
                             .n_blocks = 12, .prefix_cache = true});
+}
+
+/* More requests than run at once: the drafter's slots go from one to the next. */
+static void few_slots(struct suite *s) {
+    for (int n = 1; n <= 3; n++) {
+        try_way(s, (struct way){.mode = SPEC_PEARL, .window = 4, .batch = 16, .max_sequences = n});
+        try_way(s, (struct way){.mode = SPEC_SD, .window = 3, .batch = 16, .max_sequences = n,
+                                .shared = true, .mixed_wishes = true});
+    }
 }
 
 /* Mode, window and width change between rounds, at random. */
@@ -250,6 +257,7 @@ int part_lossless(const struct part_options *options) {
         delays(&suite);
         look_up(&suite);
         short_memory(&suite);
+        few_slots(&suite);
         changes(&suite);
         oracles(&suite);
         failures += end(&suite, name);

@@ -164,7 +164,7 @@ static struct step_loop *open_loop(struct local_group *group, const struct way *
         .backend = leadership->backend,
         .config = local_group_config(group),
         .n_blocks = blocks_of(way),
-        .max_sequences = LOT_REQUESTS,
+        .max_sequences = way->max_sequences > 0 ? way->max_sequences : LOT_REQUESTS,
         .max_step_tokens = rows_of(way),
         .max_context = MAX_CONTEXT,
         .prefix_cache = way->prefix_cache,

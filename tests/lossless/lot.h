@@ -49,6 +49,7 @@ struct way {
     bool shared;
     bool ngram;
     int batch; /* requests that run at once; 0: 1 */
+    int max_sequences; /* of the loop, where more wait; 0: all */
     int max_step_tokens, n_blocks; /* 0: plenty */
     bool prefix_cache;
     bool mixed_wishes; /* requests ask for modes and windows of their own */

@@ -355,8 +355,7 @@ int model_drafter_exact(const struct drafter *head, int slot, const int32_t **bl
     return place->exact;
 }
 
-/* --- calibration in the slack
- * -------------------------------------------------------------------- */
+/* --- calibration in the slack ----------------------------------------------------------------- */
 
 bool model_drafter_is_fuzzy(const struct drafter *head) {
     const struct model_drafter *d = (const struct model_drafter *)head;
@@ -395,8 +394,7 @@ enum status model_drafter_calibrate(struct drafter *head, int64_t *took_ns, stru
     return STATUS_OK;
 }
 
-/* --- the rest
- * ------------------------------------------------------------------------------------ */
+/* --- the rest --------------------------------------------------------------------------------- */
 
 static enum status distribution(struct drafter *head, float *q, int slot, int index,
                                 struct error *err) {
