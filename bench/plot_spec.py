@@ -10,7 +10,7 @@ import sys
 
 COLUMNS = ("pair what mode ranks window width delay temperature oracle rate ratio acceptance length per_round "
            "target_wait draft_wait control_us p0 p1 p2 p3 p4 p5 p6 p7").split()
-COLOURS = {"plain": "#8a8f98", "sd": "#4c78a8", "sd, 1+1 serial": "#9ecae9", "easyspec": "#54a24b",
+COLOURS = {"plain": "#8a8f98", "plain, 1 rank": "#c9ccd1", "sd": "#4c78a8", "sd, 1+1 serial": "#9ecae9", "easyspec": "#54a24b",
            "pearl": "#e45756", "pearl+lp": "#b279a2"}
 TEXT = 'font-family="sans-serif" font-size="12" fill="#222"'
 
@@ -23,7 +23,8 @@ def read(path):
             for name in COLUMNS:
                 if name not in ("pair", "what", "mode", "ranks"):
                     row[name] = float(row[name])
-            row["kind"] = "sd, 1+1 serial" if row["ranks"] == "1+1, serial" else row["mode"]
+            row["kind"] = {"1+1, serial": "sd, 1+1 serial",
+                           "1+1, draft idle": "plain, 1 rank"}.get(row["ranks"], row["mode"])
             rows.append(row)
     return rows
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Measures speculation as bench/results/ and docs/speculation.md show it: the bundled pair on story prompts, and
 # pairs of 200 M random weights of which the draft agrees more and less often. Needs a quiet machine and about
-# half an hour.
+# twenty minutes.
 #
 #   bench/run_spec.sh PROMPTS OUT      PROMPTS: tale_prompts.jsonl; OUT: folder for spec.csv, spec.txt, plots
 set -eu
@@ -21,10 +21,13 @@ rm -f "$out/spec.csv" "$out/spec.txt"
     --n-prompts 6 --tokens 256 --windows 2,3,4,6,8,12 --passes 3 --csv "$out/spec.csv" | tee "$out/spec.txt"
 # eps chosen for greedy acceptances near 0.6, 0.75 and 0.9.
 for eps in 0.13 0.07 0.03; do
+    temperatures=0
+    [ "$eps" = 0.07 ] && temperatures=0,1
     "$bench" make-model --out "$work/target" --draft "$work/draft" --vocab 8192 --layers 16 \
         --draft-layers 2 --eps "$eps" >/dev/null
     "$bench" spec --label "200 M, eps $eps" --model "$work/target" --draft "$work/draft" --n-prompts 1 \
-        --tokens 256 --windows 3,5,8 --passes 3 --ignore-eos --quick --csv "$out/spec.csv" | tee -a "$out/spec.txt"
+        --tokens 256 --temperatures "$temperatures" --windows 4,8 --passes 3 --ignore-eos --quick \
+        --csv "$out/spec.csv" | tee -a "$out/spec.txt"
     rm -rf "$work/target" "$work/draft"
 done
 python3 "$root/bench/plot_spec.py" "$out/spec.csv" "$out"
