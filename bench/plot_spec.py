@@ -125,7 +125,7 @@ def plot_windows(rows, path):
         kinds = kinds or list(points)
         peak = max(y for of in points.values() for y in of.values())
         most = max(1.5, 0.5 * (int(peak / 0.5) + 1))
-        x = left + i * (width + 60)
+        x = left + i * (width + 100)
         axis(parts, x, top, width, height, most, 0.5, f"{pair}, T = 0: speed over best plain")
         windows = sorted({w for of in points.values() for w in of})
         lines(parts, [(k, of.items(), "0") for k, of in points.items()], x, top, width, height, most,
@@ -134,7 +134,7 @@ def plot_windows(rows, path):
             at = x + width * (w - windows[0]) / (windows[-1] - windows[0])
             parts.append(text(at, top + height + 18, f"{w:g}", "middle"))
         parts.append(text(x + width / 2, top + height + 36, "window g", "middle"))
-    end = left + len(pairs) * (width + 60)
+    end = left + len(pairs) * (width + 100)
     legend(parts, end, top + 10, kinds)
     svg(path, end + 140, top + height + 50, parts)
 

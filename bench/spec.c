@@ -266,7 +266,7 @@ static void write_csv(struct bench *b, struct line *line) {
     const struct spec_result *r = &line->result;
     const struct spec_policy *p = &line->way.policy;
     if (b->csv == NULL) return;
-    fprintf(b->csv, "%s,%s,%s,\"%s\",%d,%d,%d,%g,%g,%.2f,%.4f,%.4f,%.4f,%.4f,%.4f,%.4f,%.2f",
+    fprintf(b->csv, "\"%s\",%s,%s,\"%s\",%d,%d,%d,%g,%g,%.2f,%.4f,%.4f,%.4f,%.4f,%.4f,%.4f,%.2f",
             b->settings->label, line->what, spec_mode_name(p->mode), line->way.label, p->window,
             p->layer_width, p->delay, (double)line->way.temperature, line->oracle,
             series_median(&line->rate), series_median(&line->ratio), r->acceptance,
