@@ -80,7 +80,6 @@ Test(rank, shared_memory_is_one_budget) {
     int64_t of_sum = sum->kv_bytes / sum->n_blocks, of_one = one->kv_bytes / one->n_blocks,
             of_draft = draft->kv_bytes / draft->n_blocks;
     cr_assert_eq(of_sum, of_one + of_draft);
-    for (int i = 0; i < 3; i++) rank_close(ranks[i]);
     /* Enough for the target and one sequence, not for the draft besides. */
     enum { RESERVE_SHARE = 10, CONTEXT_BLOCKS = 64 };
     int64_t need = one->weights_bytes + one->scratch_bytes + CONTEXT_BLOCKS * of_one;
@@ -90,6 +89,7 @@ Test(rank, shared_memory_is_one_budget) {
     rank_close(rank);
     cr_assert_eq(open_rank(&rank, &both, 0, memory, &err), STATUS_RESOURCE_EXHAUSTED);
     cr_assert_not_null(strstr(err.text, "does not fit"), "%s", err.text);
+    for (int i = 0; i < 3; i++) rank_close(ranks[i]);
 }
 
 Test(rank, refusals) {
