@@ -11,6 +11,8 @@ import unittest
 from harness import BIN, MODEL, Server, g, grpc, o
 from grpc_health_v1 import health
 
+DRAFT = MODEL.parent / "llama-tale-draft"
+
 
 def serve(*options, timeout=60):
     """Runs tandem serve until it ends by itself; (exit status, what it said)."""
@@ -22,8 +24,8 @@ def serve(*options, timeout=60):
 
 
 class LostRank(unittest.TestCase):
-    def check_lost(self, rank_i):
-        server = Server()
+    def check_lost(self, rank_i, *options, ranks=2):
+        server = Server(*options, ranks=ranks)
         try:
             before = server.ids(max_tokens=30, seed=8)
             call = server.generate(ignore_eos=True, max_tokens=900)
@@ -54,6 +56,22 @@ class LostRank(unittest.TestCase):
 
     def test_follower_killed(self):
         self.check_lost(1)
+
+    def check_lost_of_pearl(self, rank_i):
+        """Ranks 0 and 1 hold the target, 2 and 3 the draft; both compute when one dies."""
+        self.check_lost(rank_i, "--draft", str(DRAFT), "--mode", "pearl", "--draft-ranks", "2")
+
+    def test_target_leader_killed_in_pearl(self):
+        self.check_lost_of_pearl(0)
+
+    def test_target_follower_killed_in_pearl(self):
+        self.check_lost_of_pearl(1)
+
+    def test_draft_leader_killed_in_pearl(self):
+        self.check_lost_of_pearl(2)
+
+    def test_draft_follower_killed_in_pearl(self):
+        self.check_lost_of_pearl(3)
 
 
 class Refused(unittest.TestCase):
