@@ -34,7 +34,7 @@ static double time_forward(struct local_group *group, int n_rows, int position, 
     for (int i = 0; i < n_logits; i++) rows[i] = n_rows - n_logits + i;
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) blocks[i] = (int32_t)i;
     struct backend_segment segment = {0, n_rows, position, blocks};
-    struct transformer_batch batch = {tokens, n_rows, &segment, 1, rows, n_logits, 0};
+    struct transformer_batch batch = {tokens, n_rows, &segment, 1, rows, n_logits, 0, false};
     struct error err;
     float *logits;
     int64_t start = clock_now_ns();

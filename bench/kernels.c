@@ -167,7 +167,7 @@ int bench_kernels(int argc, char **argv) {
         fputs(usage, stderr);
         return 2;
     }
-    struct backend_options options = {settings.isa, settings.threads, PREFILL, 32000};
+    struct backend_options options = {settings.isa, settings.threads, PREFILL, 32000, 0};
     struct bench bench = {.settings = &settings};
     struct error err;
     if (backend_create(&bench.backend, &options, &err) != STATUS_OK) {

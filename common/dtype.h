@@ -4,14 +4,14 @@
 #include <stdint.h>
 #include <string.h>
 
-enum dtype { DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_I8 };
+enum dtype { DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_I8, DTYPE_F8 /* e4m3 */ };
 
 static inline size_t dtype_bytes(enum dtype dtype) {
-    return dtype == DTYPE_F32 ? 4 : dtype == DTYPE_I8 ? 1 : 2;
+    return dtype == DTYPE_F32 ? 4 : dtype == DTYPE_I8 || dtype == DTYPE_F8 ? 1 : 2;
 }
 
 static inline const char *dtype_name(enum dtype dtype) {
-    static const char *const names[] = {"f32", "f16", "bf16", "int8"};
+    static const char *const names[] = {"f32", "f16", "bf16", "int8", "fp8"};
     return names[dtype];
 }
 

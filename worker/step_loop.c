@@ -42,7 +42,10 @@ struct step_loop {
     int32_t *tokens;                  /* [max_step_tokens] */
     struct backend_segment *segments; /* [max_sequences] */
     int32_t *logit_rows;              /* [max_logit_rows] */
-    float *p, *q, *raw;               /* [vocab] sampling rule `rejection`; NULL: `coupled` */
+    struct sample_params *params;     /* [max_logit_rows], as are the next two: this step's draws */
+    struct sample_draw *draws;
+    struct sample_result *results;
+    float *p, *q;                     /* [vocab] sampling rule `rejection`; NULL: `coupled` */
     struct columns columns;
     Tandem__V1__SpecStats spec_stats;
     Tandem__V1__Policy spec_policy;
@@ -87,7 +90,6 @@ static void create_speculation(struct step_loop *loop) {
     size_t vocab = (size_t)options->config->vocab;
     loop->p = xcalloc(vocab, sizeof *loop->p);
     loop->q = xcalloc(vocab, sizeof *loop->q);
-    loop->raw = xcalloc(vocab, sizeof *loop->raw);
 }
 
 struct step_loop *step_loop_create(const struct step_loop_options *options) {
@@ -109,6 +111,9 @@ struct step_loop *step_loop_create(const struct step_loop_options *options) {
     loop->tokens = xcalloc((size_t)options->max_step_tokens, sizeof *loop->tokens);
     loop->segments = xcalloc(n, sizeof *loop->segments);
     loop->logit_rows = xcalloc(n_logit_rows, sizeof *loop->logit_rows);
+    loop->params = xcalloc(n_logit_rows, sizeof *loop->params);
+    loop->draws = xcalloc(n_logit_rows, sizeof *loop->draws);
+    loop->results = xcalloc(n_logit_rows, sizeof *loop->results);
     columns_create(&loop->columns, n, n_logit_rows);
     if (options->drafter != NULL) create_speculation(loop);
     return loop;
@@ -121,7 +126,8 @@ void step_loop_destroy(struct step_loop *loop) {
     speculation_destroy(loop->speculation);
     columns_destroy(&loop->columns);
     void *memory[] = {loop->tokens, loop->segments, loop->logit_rows,
-                      loop->p,      loop->q,        loop->raw};
+                      loop->p,      loop->q,        loop->params,
+                      loop->draws,  loop->results};
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) free(memory[i]);
     free(loop);
 }
@@ -281,49 +287,76 @@ static struct transformer_batch build_batch(struct step_loop *loop,
 }
 
 /* End tokens are banned before min_tokens. */
-static struct sample_params params_of(const struct request *request) {
+static struct sample_params params_at(const struct request *request, int position) {
     struct sample_params params = request->sampling;
-    if (request->n_tokens - request->n_prompt < request->min_tokens) {
+    if (position - request->n_prompt < request->min_tokens) {
         params.banned = request->stop_ids;
         params.n_banned = request->n_stop_ids;
     }
     return params;
 }
 
-/* The target's own token behind the request's last one. */
-static struct sample_result draw(struct step_loop *loop, const struct request *request,
-                                 float *logits) {
-    struct sample_params params = params_of(request);
-    struct sample_result result;
-    backend_sample(loop->options.backend, &result, logits, loop->options.config->vocab, &params,
-                   request->tokens, request->n_prompt, request->n_tokens, request->n_tokens);
-    return result;
+/* What is told of the draw for row r of an item's logit rows. */
+static void add_draw(struct step_loop *loop, const struct scheduler_item *item, int r, int at) {
+    const struct request *request = item->request;
+    int position = request->n_tokens + r;
+    loop->params[at] = params_at(request, position);
+    loop->draws[at] = (struct sample_draw){
+        .params = &loop->params[at],
+        .history = request->tokens,
+        .n_prompt = request->n_prompt,
+        .n_history = position,
+        .position = position,
+        .candidate = r < round_judged(item->round) ? request->tokens[position] : -1,
+        .continues = r > 0,
+    };
 }
 
-/* Sampling rule `rejection`: the candidate, or what replaces it. */
+/* The target's own tokens behind what each request has, along its candidates while they hold. */
+static enum status draw_all(struct step_loop *loop, const struct scheduler_plan *plan,
+                            float *logits, struct error *err) {
+    int vocab = loop->options.config->vocab, n = 0;
+    for (int i = 0; i < plan->n_items; i++) {
+        const struct scheduler_item *item = &plan->items[i];
+        if (!item->draws) continue;
+        for (int r = 0; r < round_rows(item->round); r++) add_draw(loop, item, r, n++);
+    }
+    if (n == 0) return STATUS_OK;
+    backend_sample_begin(loop->options.backend, logits, vocab, vocab, loop->draws, n);
+    return backend_sample_end(loop->options.backend, loop->results, err);
+}
+
+/* Sampling rule `rejection`: the candidate, or what replaces it; without one the coupled draw. */
 static enum status draw_by_rejection(struct step_loop *loop, struct sample_result *out,
-                                     const struct request *request, int32_t token, float q,
-                                     float *logits, struct error *err) {
+                                     const struct scheduler_item *item, int row, float *logits,
+                                     struct error *err) {
+    const struct request *request = item->request;
+    struct backend *backend = loop->options.backend;
     int vocab = loop->options.config->vocab, position = request->n_tokens;
-    struct sample_params params = params_of(request);
-    memcpy(loop->raw, logits, (size_t)vocab * sizeof *logits);
-    backend_distribution(loop->options.backend, loop->p, logits, vocab, &params, request->tokens,
-                         request->n_prompt, request->n_tokens);
-    if (!accept_by_rejection(loop->p[token], q, params.seed, position)) {
+    add_draw(loop, item, 0, 0);
+    if (row >= round_judged(item->round)) {
+        loop->draws[0].candidate = -1;
+        backend_sample_begin(backend, logits, vocab, vocab, loop->draws, 1);
+        return backend_sample_end(backend, out, err);
+    }
+    const struct sample_params *params = loop->draws[0].params;
+    int32_t token = request->tokens[position];
+    TRY(backend_distribution(backend, loop->p, logits, vocab, &loop->draws[0], err));
+    float q = request->spec.candidates[row].q;
+    if (!accept_by_rejection(loop->p[token], q, params->seed, position)) {
         memset(loop->q, 0, (size_t)vocab * sizeof *loop->q);
         TRY(speculation_distribution(loop->speculation, loop->q, request, position, err));
-        token = accept_residual(loop->p, loop->q, vocab, params.seed, position);
+        token = accept_residual(loop->p, loop->q, vocab, params->seed, position);
     }
-    out->token = token;
-    if (params.n_logprobs < 0) return STATUS_OK;
-    backend_logprobs(loop->options.backend, out, loop->raw, vocab, params.n_logprobs, token);
-    return STATUS_OK;
+    *out = (struct sample_result){.made = true, .token = token};
+    if (params->n_logprobs < 0) return STATUS_OK;
+    return backend_logprobs(backend, out, logits, vocab, params->n_logprobs, token, err);
 }
 
 /* Walks along the candidates while they are what the target wants; commits them and one token of
- * the target's own, until the round or the request ends. */
+ * the target's own, until the round or the request ends. `drawn`: of the item's rows, by draw_all. */
 static enum status judge(struct step_loop *loop, const struct scheduler_item *item, float *logits,
-                         struct error *err) {
+                         const struct sample_result *drawn, struct error *err) {
     struct request *request = item->request;
     size_t vocab = (size_t)loop->options.config->vocab;
     int judged = round_judged(item->round), accepted = 0;
@@ -331,13 +364,12 @@ static enum status judge(struct step_loop *loop, const struct scheduler_item *it
     for (int row = 0; row < round_rows(item->round); row++) {
         int32_t candidate = row < judged ? request->tokens[request->n_tokens] : -1;
         struct sample_result result;
-        if (row < judged && loop->options.rule == SAMPLING_REJECTION) {
-            TRY(draw_by_rejection(loop, &result, request, candidate,
-                                  request->spec.candidates[row].q, logits + (size_t)row * vocab,
-                                  err));
+        if (loop->options.rule == SAMPLING_REJECTION) {
+            TRY(draw_by_rejection(loop, &result, item, row, logits + (size_t)row * vocab, err));
         } else {
-            result = draw(loop, request, logits + (size_t)row * vocab);
+            result = drawn[row];
         }
+        CHECK(result.made);
         bool holds = row < judged && result.token == candidate;
         accepted += holds;
         loop->columns.accepted_counts[loop->columns.n_keys - 1] = (uint32_t)accepted;
@@ -364,12 +396,16 @@ static enum status judge(struct step_loop *loop, const struct scheduler_item *it
 static enum status settle(struct step_loop *loop, const struct scheduler_plan *plan, float *logits,
                           struct error *err) {
     size_t vocab = (size_t)loop->options.config->vocab;
+    const struct sample_result *drawn = loop->results;
+    if (loop->options.rule != SAMPLING_REJECTION) TRY(draw_all(loop, plan, logits, err));
     for (int i = 0; i < plan->n_items; i++) {
         const struct scheduler_item *item = &plan->items[i];
         scheduler_computed(loop->scheduler, item);
         if (!item->draws) continue;
-        TRY(judge(loop, item, logits, err));
-        logits += (size_t)(item->n_rows - first_logit_row(item)) * vocab;
+        int n_rows = item->n_rows - first_logit_row(item);
+        TRY(judge(loop, item, logits, drawn, err));
+        logits += (size_t)n_rows * vocab;
+        drawn += n_rows;
     }
     return STATUS_OK;
 }

@@ -24,7 +24,7 @@ struct transformer {
     struct comm *group;
     struct rope_table *rope;
 
-    struct weight_source embedding;
+    struct table *embedding;
     float *final_norm;
     struct weight *lm_head; /* this rank's vocabulary rows; NULL where empty */
     struct layer *layers;
@@ -49,7 +49,9 @@ struct transformer {
     float *gathered;    /* rank 0, degree > 1: [sum of shards] in rank order */
     float *logits;      /* rank 0, degree > 1: [max_logit_rows, vocab] */
     size_t *gather_bytes; /* [degree] */
+    int normed_layer;     /* whose attn_norm `normed` holds of the residual stream; -1: nobody's */
 
+    struct backend_pass pass; /* the last one */
     struct transformer_times times;
     struct transformer_memory memory;
 };
@@ -63,20 +65,23 @@ struct loader {
     struct error *err;
 };
 
+/* Elements [begin, end) of a vector. */
 static enum status load_vector(struct loader *loader, float **out, enum checkpoint_role role,
                                int layer, int64_t begin, int64_t end) {
     struct checkpoint_tensor tensor = checkpoint_tensor(loader->options->checkpoint, role, layer);
-    size_t n = (size_t)(end - begin);
-    float *vector = backend_alloc(loader->t->backend, (n ? n : 1) * sizeof(float));
-    if (vector == NULL) {
+    size_t n = (size_t)(end - begin), bytes = (n ? n : 1) * sizeof(float);
+    *out = backend_alloc(loader->t->backend, bytes);
+    if (*out == NULL) {
         return error_set(loader->err, STATUS_RESOURCE_EXHAUSTED,
                          "no memory for a vector of %zu floats", n);
     }
+    float *values = xcalloc(1, bytes);
     for (size_t i = 0; i < n; i++) {
-        vector[i] = dtype_load_f32(tensor.data, tensor.dtype, (size_t)begin + i);
+        values[i] = dtype_load_f32(tensor.data, tensor.dtype, (size_t)begin + i);
     }
+    backend_copy_in(loader->t->backend, *out, values, bytes);
+    free(values);
     loader->t->memory.weights_bytes += n * sizeof(float);
-    *out = vector;
     return STATUS_OK;
 }
 
@@ -114,7 +119,8 @@ static enum status load_qkv_bias(struct loader *loader, struct layer *layer, int
     struct transformer *t = loader->t;
     const struct checkpoint *checkpoint = loader->options->checkpoint;
     int dim = t->config.head_dim;
-    layer->qkv_bias = backend_alloc(t->backend, (size_t)t->qkv_width * sizeof(float));
+    size_t bytes = (size_t)t->qkv_width * sizeof(float);
+    layer->qkv_bias = backend_alloc(t->backend, bytes);
     if (layer->qkv_bias == NULL) {
         return error_set(loader->err, STATUS_RESOURCE_EXHAUSTED, "no memory for biases");
     }
@@ -126,13 +132,15 @@ static enum status load_qkv_bias(struct loader *loader, struct layer *layer, int
         {CHECKPOINT_K_BIAS, t->attention.kv_head_begin * dim, t->attention.kv_head_end * dim},
         {CHECKPOINT_V_BIAS, t->attention.kv_head_begin * dim, t->attention.kv_head_end * dim},
     };
-    float *out = layer->qkv_bias;
+    float *values = xcalloc(1, bytes), *out = values;
     for (int part = 0; part < 3; part++) {
         struct checkpoint_tensor tensor = checkpoint_tensor(checkpoint, parts[part].role, layer_i);
         for (int i = parts[part].begin; i < parts[part].end; i++) {
             *out++ = dtype_load_f32(tensor.data, tensor.dtype, (size_t)i);
         }
     }
+    backend_copy_in(t->backend, layer->qkv_bias, values, bytes);
+    free(values);
     return STATUS_OK;
 }
 
@@ -198,7 +206,10 @@ static enum status load_mlp(struct loader *loader, struct layer *layer, int laye
 static enum status load_ends(struct loader *loader) {
     struct transformer *t = loader->t;
     int hidden = t->config.hidden;
-    t->embedding = source_of(loader, CHECKPOINT_EMBEDDING, 0, 0, t->config.vocab, 0);
+    struct weight_source embedding =
+        source_of(loader, CHECKPOINT_EMBEDDING, 0, 0, t->config.vocab, 0);
+    TRY(backend_table_create(&t->embedding, t->backend, &embedding, hidden, loader->err));
+    t->memory.weights_bytes += backend_table_bytes(t->embedding);
     TRY(load_vector(loader, &t->final_norm, CHECKPOINT_FINAL_NORM, 0, 0, hidden));
     if (t->vocab == 0) return STATUS_OK;
     struct weight_source head = source_of(loader, CHECKPOINT_LM_HEAD, 0, t->shard.vocab_begin,
@@ -232,7 +243,8 @@ static int stale_slots(const struct transformer *t, int n) {
 }
 
 static enum status allocate_scratch(struct transformer *t, struct error *err) {
-    size_t rows = (size_t)t->max_rows, logit_rows = (size_t)t->max_logit_rows;
+    size_t rows = (size_t)backend_padded_rows(t->backend, t->max_rows);
+    size_t logit_rows = (size_t)backend_padded_rows(t->backend, t->max_logit_rows);
     size_t hidden = (size_t)t->config.hidden, degree = (size_t)t->shard.degree;
     bool gathers = degree > 1;
     bool leads = t->shard.rank == 0 && gathers;
@@ -331,7 +343,8 @@ void transformer_destroy(struct transformer *t) {
     if (t == NULL) return;
     for (int i = 0; i < t->config.n_layers; i++) layer_destroy(t, &t->layers[i]);
     if (t->lm_head != NULL) backend_weight_free(t->lm_head);
-    if (t->rope != NULL) backend_rope_free(t->rope);
+    backend_rope_free(t->rope);
+    backend_table_free(t->embedding);
     float *buffers[] = {t->final_norm, t->residual, t->normed,       t->qkv,
                         t->attention_out, t->gate_up, t->mlp,        t->root,
                         t->roots,      t->logits,   t->shard_logits, t->gathered,
@@ -360,90 +373,106 @@ static size_t row_bytes(const struct transformer *t, int n_rows) {
     return (size_t)n_rows * (size_t)t->config.hidden * sizeof(float);
 }
 
-/* Adds the finished tree of all ranks' roots to the residual stream. */
-static enum status add_row_parallel(struct transformer *t, const float *bias, int n_rows,
-                                    struct error *err) {
+/* Adds the finished tree over the roots to the residual stream; `normed` becomes what `norm` makes
+ * of it, where not NULL. */
+static void add_roots(struct transformer *t, const float *roots, int n_roots, const float *bias,
+                      const float *norm, int n_rows) {
+    int hidden = t->config.hidden;
+    if (norm == NULL) {
+        backend_tree_sum(t->backend, t->residual, roots, n_roots, bias, n_rows, hidden);
+    } else {
+        backend_tree_sum_norm(t->backend, t->residual, t->normed, roots, n_roots, bias, norm,
+                              t->config.rms_eps, n_rows, hidden);
+    }
+    t->normed_layer = -1;
+}
+
+/* The same for this rank's root and those of the others. */
+static enum status add_row_parallel(struct transformer *t, const float *bias, const float *norm,
+                                    int n_rows, struct error *err) {
     const float *roots = t->root;
     if (t->shard.degree > 1) {
         TRY(gather_all(t, t->roots, t->root, row_bytes(t, n_rows), err));
         roots = t->roots;
     }
-    backend_tree_sum(t->backend, t->residual, roots, t->shard.degree, bias, n_rows,
-                     t->config.hidden);
+    add_roots(t, roots, t->shard.degree, bias, norm, n_rows);
     return STATUS_OK;
 }
 
 /* root: this rank's subtree of the layer's attention output. */
-static void attention_root(struct transformer *t, struct layer *layer, float *root,
-                           const struct transformer_batch *batch) {
+static void attention_root(struct transformer *t, int layer_i, float *root, int n_rows) {
     const struct model_config *config = &t->config;
-    int n_rows = batch->n_rows;
+    struct layer *layer = &t->layers[layer_i];
     if (layer->qkv == NULL) {
-        memset(root, 0, row_bytes(t, n_rows));
+        backend_zero(t->backend, root, row_bytes(t, n_rows));
         return;
     }
-    backend_rmsnorm(t->backend, t->normed, t->residual, layer->attn_norm, config->rms_eps, n_rows,
-                    config->hidden);
+    if (t->normed_layer != layer_i) {
+        backend_rmsnorm(t->backend, t->normed, t->residual, layer->attn_norm, config->rms_eps,
+                        n_rows, config->hidden);
+        t->normed_layer = layer_i;
+    }
     backend_linear(t->backend, t->qkv, t->normed, config->hidden, layer->qkv, layer->qkv_bias,
                    n_rows);
     backend_rope_kv_write(t->backend, t->qkv, layer->kv, t->rope, layer->q_norm, layer->k_norm,
-                          config->rms_eps, batch->segments, batch->n_segments, t->n_heads);
+                          config->rms_eps, t->n_heads);
     backend_attention(t->backend, t->attention_out, t->qkv, t->qkv_width, layer->kv, t->kv_of_head,
-                      batch->segments, batch->n_segments, t->n_heads, config->sliding_window);
+                      t->n_heads, config->sliding_window);
     backend_linear_tree(t->backend, root, t->attention_out, layer->o, n_rows);
 }
 
+/* Of `normed`, which holds mlp_norm of the residual stream. */
 static void mlp_root(struct transformer *t, struct layer *layer, int n_rows) {
     const struct model_config *config = &t->config;
     if (t->inter == 0) {
-        memset(t->root, 0, (size_t)n_rows * (size_t)config->hidden * sizeof(float));
+        backend_zero(t->backend, t->root, row_bytes(t, n_rows));
         return;
     }
-    backend_rmsnorm(t->backend, t->normed, t->residual, layer->mlp_norm, config->rms_eps, n_rows,
-                    config->hidden);
     backend_linear(t->backend, t->gate_up, t->normed, config->hidden, layer->gate_up, NULL, n_rows);
     backend_swiglu(t->backend, t->mlp, t->gate_up, n_rows, t->inter);
     backend_linear_tree(t->backend, t->root, t->mlp, layer->down, n_rows);
 }
 
-static enum status add_mlp(struct transformer *t, struct layer *layer, int n_rows,
-                           struct error *err) {
-    mlp_root(t, layer, n_rows);
-    return add_row_parallel(t, NULL, n_rows, err);
+/* Leaves `normed` ready for the next layer's attention. */
+static enum status add_mlp(struct transformer *t, int layer_i, int n_rows, struct error *err) {
+    mlp_root(t, &t->layers[layer_i], n_rows);
+    int next = layer_i + 1;
+    bool prepares = next < t->config.n_layers && t->layers[next].qkv != NULL;
+    TRY(add_row_parallel(t, NULL, prepares ? t->layers[next].attn_norm : NULL, n_rows, err));
+    if (prepares) t->normed_layer = next;
+    return STATUS_OK;
 }
 
 /* A layer that runs alone, exactly. With owners the whole tree is the owner's, told to all. */
-static enum status run_layer(struct transformer *t, int layer_i,
-                             const struct transformer_batch *batch, struct error *err) {
+static enum status run_layer(struct transformer *t, int layer_i, int n_rows, struct error *err) {
     struct layer *layer = &t->layers[layer_i];
-    int n_rows = batch->n_rows;
     if (!t->layer_owner) {
-        attention_root(t, layer, t->root, batch);
-        TRY(add_row_parallel(t, layer->o_bias, n_rows, err));
-        return add_mlp(t, layer, n_rows, err);
+        attention_root(t, layer_i, t->root, n_rows);
+        TRY(add_row_parallel(t, layer->o_bias, layer->mlp_norm, n_rows, err));
+        return add_mlp(t, layer_i, n_rows, err);
     }
-    if (layer->qkv != NULL) attention_root(t, layer, t->root, batch);
+    if (layer->qkv != NULL) attention_root(t, layer_i, t->root, n_rows);
     if (t->shard.degree > 1) {
         int64_t start = clock_now_ns();
         int owner = shard_layer_owner(layer_i, t->config.n_layers, t->shard.degree);
         TRY(comm_broadcast(t->group, t->root, row_bytes(t, n_rows), owner, err));
         t->times.comm_ns += clock_now_ns() - start;
     }
-    backend_tree_sum(t->backend, t->residual, t->root, 1, layer->o_bias, n_rows, t->config.hidden);
-    return add_mlp(t, layer, n_rows, err);
+    add_roots(t, t->root, 1, layer->o_bias, layer->mlp_norm, n_rows);
+    return add_mlp(t, layer_i, n_rows, err);
 }
 
 /* Attention of layers first .. first + n - 1, all from the residual stream as it is now, into
  * `stale` by rank: one exchange for the whole group. */
-static enum status compute_stale(struct transformer *t, int first, int n,
-                                 const struct transformer_batch *batch, struct error *err) {
+static enum status compute_stale(struct transformer *t, int first, int n, int n_rows,
+                                 struct error *err) {
     int n_slots = stale_slots(t, n);
-    size_t bytes = row_bytes(t, batch->n_rows), width = bytes / sizeof(float);
+    size_t bytes = row_bytes(t, n_rows), width = bytes / sizeof(float);
     float *mine = t->stale + (size_t)(t->shard.rank * n_slots) * width;
     for (int j = 0; j < n; j++) {
         int slot = t->layer_owner ? j / t->shard.degree : j;
         if (!has_attention(t, first + j) && t->layer_owner) continue;
-        attention_root(t, &t->layers[first + j], mine + (size_t)slot * width, batch);
+        attention_root(t, first + j, mine + (size_t)slot * width, n_rows);
     }
     if (t->shard.degree == 1) return STATUS_OK;
     return gather_all(t, t->stale, mine, (size_t)n_slots * bytes, err);
@@ -461,43 +490,41 @@ static const float *roots_of_group(struct transformer *t, int first, int n, int 
     }
     if (degree == 1) return t->stale + (size_t)j * width;
     for (int rank = 0; rank < degree; rank++) {
-        memcpy(t->roots + (size_t)rank * width, t->stale + (size_t)(rank * n_slots + j) * width,
-               bytes);
+        backend_copy(t->backend, t->roots + (size_t)rank * width,
+                     t->stale + (size_t)(rank * n_slots + j) * width, bytes);
     }
     return t->roots;
 }
 
 /* A group of layers whose attention runs at once on one stale input (EasySpec; speculation.md 3).
  * Each output enters at its own place, so MLPs see everything before them. */
-static enum status run_group(struct transformer *t, int first, int n,
-                             const struct transformer_batch *batch, struct error *err) {
-    TRY(compute_stale(t, first, n, batch, err));
+static enum status run_group(struct transformer *t, int first, int n, int n_rows,
+                             struct error *err) {
+    TRY(compute_stale(t, first, n, n_rows, err));
     for (int j = 0; j < n; j++) {
         struct layer *layer = &t->layers[first + j];
         int n_roots;
-        const float *roots = roots_of_group(t, first, n, j, batch->n_rows, &n_roots);
-        backend_tree_sum(t->backend, t->residual, roots, n_roots, layer->o_bias, batch->n_rows,
-                         t->config.hidden);
-        TRY(add_mlp(t, layer, batch->n_rows, err));
+        const float *roots = roots_of_group(t, first, n, j, n_rows, &n_roots);
+        add_roots(t, roots, n_roots, layer->o_bias, layer->mlp_norm, n_rows);
+        TRY(add_mlp(t, first + j, n_rows, err));
     }
     return STATUS_OK;
 }
 
 /* First and last layer alone, those between in groups of the batch's width. */
-static enum status run_layers(struct transformer *t, const struct transformer_batch *batch,
-                              struct error *err) {
-    int n_layers = t->config.n_layers, width = batch->layer_width;
+static enum status run_layers(struct transformer *t, int width, int n_rows, struct error *err) {
+    int n_layers = t->config.n_layers;
     if (width <= 1) {
-        for (int i = 0; i < n_layers; i++) TRY(run_layer(t, i, batch, err));
+        for (int i = 0; i < n_layers; i++) TRY(run_layer(t, i, n_rows, err));
         return STATUS_OK;
     }
     CHECK(width <= t->max_layer_width);
-    TRY(run_layer(t, 0, batch, err));
+    TRY(run_layer(t, 0, n_rows, err));
     for (int i = 1; i < n_layers - 1; i += width) {
         int left = n_layers - 1 - i;
-        TRY(run_group(t, i, left < width ? left : width, batch, err));
+        TRY(run_group(t, i, left < width ? left : width, n_rows, err));
     }
-    return n_layers > 1 ? run_layer(t, n_layers - 1, batch, err) : STATUS_OK;
+    return n_layers > 1 ? run_layer(t, n_layers - 1, n_rows, err) : STATUS_OK;
 }
 
 /* Ranks' vocabulary shards, [n_rows, shard] one after the other, into rows of the whole. */
@@ -507,10 +534,9 @@ static void interleave_shards(struct transformer *t, int n_rows) {
     size_t column = 0;
     for (int rank = 0; rank < t->shard.degree; rank++) {
         size_t width = t->gather_bytes[rank] / sizeof(float) / (size_t)n_rows;
-        for (int row = 0; row < n_rows; row++) {
-            memcpy(t->logits + (size_t)row * vocab + column, part, width * sizeof(float));
-            part += width;
-        }
+        backend_copy_2d(t->backend, t->logits + column, vocab * sizeof(float), part,
+                        width * sizeof(float), width * sizeof(float), (size_t)n_rows);
+        part += width * (size_t)n_rows;
         column += width;
     }
 }
@@ -537,22 +563,41 @@ static enum status gather_logits(struct transformer *t, int n_rows, float **logi
     return STATUS_OK;
 }
 
-static enum status compute_logits(struct transformer *t, const struct transformer_batch *batch,
-                                  float **logits, struct error *err) {
+static enum status compute_logits(struct transformer *t, int n_rows, float **logits,
+                                  struct error *err) {
     *logits = NULL;
-    if (batch->n_logit_rows == 0) return STATUS_OK;
-    size_t hidden = (size_t)t->config.hidden;
-    for (int i = 0; i < batch->n_logit_rows; i++) {
-        memcpy(t->normed + (size_t)i * hidden, t->residual + (size_t)batch->logit_rows[i] * hidden,
-               hidden * sizeof(float));
-    }
-    backend_rmsnorm(t->backend, t->normed, t->normed, t->final_norm, t->config.rms_eps,
-                    batch->n_logit_rows, (int)hidden);
+    if (n_rows == 0) return STATUS_OK;
+    int hidden = t->config.hidden;
+    backend_take_rows(t->backend, t->normed, t->residual, n_rows, hidden);
+    backend_rmsnorm(t->backend, t->normed, t->normed, t->final_norm, t->config.rms_eps, n_rows,
+                    hidden);
     if (t->lm_head != NULL) {
-        backend_linear(t->backend, t->shard_logits, t->normed, (int)hidden, t->lm_head, NULL,
-                       batch->n_logit_rows);
+        backend_linear(t->backend, t->shard_logits, t->normed, hidden, t->lm_head, NULL, n_rows);
     }
-    return gather_logits(t, batch->n_logit_rows, logits, err);
+    return gather_logits(t, n_rows, logits, err);
+}
+
+static enum status run_pass(struct transformer *t, const struct transformer_batch *batch,
+                            float **logits, struct error *err) {
+    int n_rows = backend_padded_rows(t->backend, batch->n_rows);
+    int n_logit_rows = backend_padded_rows(t->backend, batch->n_logit_rows);
+    t->normed_layer = -1;
+    backend_embed(t->backend, t->residual, t->embedding, n_rows, t->config.hidden);
+    TRY(run_layers(t, batch->layer_width, n_rows, err));
+    return compute_logits(t, n_logit_rows, logits, err);
+}
+
+/* The same, from a graph where the backend has recorded one. Only a rank that is a group of its own:
+ * others' parts come through the host. */
+static enum status replay_pass(struct transformer *t, const struct transformer_batch *batch,
+                               float **logits, struct error *err) {
+    uint64_t key = (uint64_t)(uintptr_t)t << 8 | (uint64_t)batch->layer_width;
+    *logits = batch->n_logit_rows > 0 ? t->shard_logits : NULL;
+    if (backend_replay(t->backend, key)) return STATUS_OK;
+    backend_record_begin(t->backend, key);
+    enum status status = run_pass(t, batch, logits, err);
+    backend_record_end(t->backend);
+    return status;
 }
 
 enum status transformer_forward(struct transformer *t, const struct transformer_batch *batch,
@@ -562,10 +607,17 @@ enum status transformer_forward(struct transformer *t, const struct transformer_
     int64_t start = clock_now_ns();
     int64_t comm_before = t->times.comm_ns;
 
-    backend_embed(t->backend, t->residual, &t->embedding, batch->tokens, batch->n_rows,
-                  t->config.hidden);
-    TRY(run_layers(t, batch, err));
-    TRY(compute_logits(t, batch, logits, err));
+    t->pass = (struct backend_pass){
+        .tokens = batch->tokens,
+        .n_rows = batch->n_rows,
+        .segments = batch->segments,
+        .n_segments = batch->n_segments,
+        .logit_rows = batch->logit_rows,
+        .n_logit_rows = batch->n_logit_rows,
+    };
+    backend_pass_begin(t->backend, &t->pass);
+    TRY(t->shard.degree == 1 ? replay_pass(t, batch, logits, err) : run_pass(t, batch, logits, err));
+    if (!batch->runs_on) TRY(backend_wait(t->backend, err));
 
     int64_t comm_ns = t->times.comm_ns - comm_before;
     t->times.kernels_ns += clock_now_ns() - start - comm_ns;

@@ -46,10 +46,12 @@ struct transformer_batch {
     const int32_t *logit_rows; /* rows whose logits are wanted, increasing */
     int n_logit_rows;
     int layer_width; /* layers whose attention runs at once on one stale input; 0 or 1: exact */
+    bool runs_on;    /* a device may still be computing at return: the next pass is fed by it */
 };
 
 /* Writes the KV of all rows and computes the wanted logits. On rank 0 *logits is
- * [n_logit_rows, vocab] f32, raw, owned by the transformer until the next call; elsewhere NULL.
+ * [n_logit_rows, vocab] f32, raw, in memory of the backend, owned by the transformer until the next
+ * call; elsewhere NULL.
  * UNAVAILABLE or ABORTED when the group is lost: then the transformer is of no more use. */
 enum status transformer_forward(struct transformer *transformer,
                                 const struct transformer_batch *batch, float **logits,

@@ -62,10 +62,11 @@ static void attention_task_run(void *arg, int task_i) {
     }
 }
 
-void backend_attention(struct backend *backend, float *out, const float *q, int q_stride,
-                       const struct kv_cache *cache, const int *kv_of_head,
-                       const struct backend_segment *segments, int n_segments, int n_heads,
+void cpu_attention(struct backend *backend, float *out, const float *q, int q_stride,
+                       const struct kv_cache *cache, const int *kv_of_head, int n_heads,
                        int window) {
+    const struct backend_segment *segments = backend->pass->segments;
+    int n_segments = backend->pass->n_segments;
     CHECK(n_heads <= 256 && cache->head_dim <= 256);
     struct attention_job job = {backend,    out,      q,          q_stride, cache,
                                 kv_of_head, segments, n_segments, n_heads,  window};

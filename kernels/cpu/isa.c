@@ -6,19 +6,6 @@
 
 #include "kernels/cpu/cpu.h"
 
-static const char *const names[] = {"auto", "portable", "avx2", "avx512", "amx"};
-
-const char *backend_isa_to_name(enum backend_isa isa) {
-    return names[isa];
-}
-
-int backend_isa_parse(const char *name) {
-    for (int i = 0; i < 5; i++) {
-        if (strcmp(name, names[i]) == 0) return i;
-    }
-    return -1;
-}
-
 /* The kernel gives tile state only to a process that has asked (Linux, arch_prctl). */
 static bool amx_permitted(void) {
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
@@ -33,7 +20,7 @@ static bool has_amx_bits(void) {
     return (d & tile) && (d & bf16) && (d & int8);
 }
 
-bool backend_isa_available(enum backend_isa isa) {
+bool cpu_isa_available(enum backend_isa isa) {
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -44,12 +31,12 @@ bool backend_isa_available(enum backend_isa isa) {
     case BACKEND_AVX2: return avx2;
     case BACKEND_AVX512: return avx512;
     case BACKEND_AMX: return avx512 && has_amx_bits() && amx_permitted();
+    default: return false;
     }
-    return false;
 }
 
 enum backend_isa backend_isa_best(void) {
     enum backend_isa isa = BACKEND_AMX;
-    while (!backend_isa_available(isa)) isa--;
+    while (!cpu_isa_available(isa)) isa--;
     return isa;
 }

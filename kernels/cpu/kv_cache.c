@@ -12,15 +12,10 @@ static int padded_dim(int head_dim) {
     return (head_dim + 15) / 16 * 16;
 }
 
-size_t backend_kv_block_bytes(int n_kv_heads, int head_dim) {
-    size_t elements = (size_t)BACKEND_KV_BLOCK * (size_t)padded_dim(head_dim);
-    return (size_t)n_kv_heads * 2 * elements * sizeof(uint16_t);
-}
-
-enum status backend_kv_create(struct kv_cache **out, struct backend *backend, int n_blocks,
+enum status cpu_kv_create(struct kv_cache **out, struct backend *backend, int n_blocks,
                               int n_kv_heads, int head_dim, struct error *err) {
-    (void)backend;
     struct kv_cache *cache = xcalloc(1, sizeof *cache);
+    cache->head = backend->head;
     cache->n_kv_heads = n_kv_heads;
     cache->head_dim = head_dim;
     cache->padded = padded_dim(head_dim);
@@ -39,7 +34,7 @@ enum status backend_kv_create(struct kv_cache **out, struct backend *backend, in
     return STATUS_OK;
 }
 
-void backend_kv_free(struct kv_cache *cache) {
+void cpu_kv_free(struct kv_cache *cache) {
     if (cache == NULL) return;
     munmap(cache->data, cache->bytes);
     free(cache);
@@ -66,7 +61,7 @@ void kv_cache_write(struct kv_cache *cache, int head, int32_t block, int slot, c
     }
 }
 
-void backend_kv_read(const struct kv_cache *cache, const int32_t *blocks, int position, float *k,
+void cpu_kv_read(const struct kv_cache *cache, const int32_t *blocks, int position, float *k,
                      float *v) {
     size_t block = (size_t)blocks[position / BACKEND_KV_BLOCK] * cache->block_stride;
     int slot = position % BACKEND_KV_BLOCK;

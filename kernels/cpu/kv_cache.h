@@ -3,6 +3,7 @@
 #include "kernels/cpu/cpu.h"
 
 struct kv_cache {
+    struct backend_head head;
     int n_kv_heads, head_dim, padded;
     size_t head_stride;  /* elements: K (or V) of one head in one block */
     size_t block_stride; /* elements between blocks */

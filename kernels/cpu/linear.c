@@ -167,13 +167,13 @@ static void multiply(struct backend *backend, float *out, const float *in, int i
     pool_run(backend, run_stretch, &product, product.n_tasks);
 }
 
-void backend_linear(struct backend *backend, float *out, const float *in, int in_stride,
+void cpu_linear(struct backend *backend, float *out, const float *in, int in_stride,
                     const struct weight *weight, const float *bias, int n_rows) {
     CHECK(weight->n_leaves == 1);
     multiply(backend, out, in, in_stride, weight, bias, n_rows);
 }
 
-void backend_linear_tree(struct backend *backend, float *out, const float *in,
+void cpu_linear_tree(struct backend *backend, float *out, const float *in,
                          const struct weight *weight, int n_rows) {
     multiply(backend, out, in, weight->k, weight, NULL, n_rows);
 }

@@ -7,24 +7,25 @@
 #include "kernels/cpu/ops.h"
 
 struct rope_table {
+    struct backend_head head;
     int half;        /* head_dim / 2 */
     int n_positions;
     float *cosines;  /* [n_positions][half] */
     float *sines;
 };
 
-enum status backend_rope_create(struct rope_table **out, struct backend *backend,
+enum status cpu_rope_create(struct rope_table **out, struct backend *backend,
                                 const float *inv_freq, int head_dim, int n_positions,
                                 struct error *err) {
-    (void)backend;
     struct rope_table *table = xcalloc(1, sizeof *table);
+    table->head = backend->head;
     table->half = head_dim / 2;
     table->n_positions = n_positions;
     size_t n = (size_t)n_positions * (size_t)table->half;
     table->cosines = malloc(n * sizeof(float));
     table->sines = malloc(n * sizeof(float));
     if (table->cosines == NULL || table->sines == NULL) {
-        backend_rope_free(table);
+        cpu_rope_free(table);
         return error_set(err, STATUS_RESOURCE_EXHAUSTED, "no memory for a rope table of %d positions",
                          n_positions);
     }
@@ -39,7 +40,7 @@ enum status backend_rope_create(struct rope_table **out, struct backend *backend
     return STATUS_OK;
 }
 
-void backend_rope_free(struct rope_table *table) {
+void cpu_rope_free(struct rope_table *table) {
     if (table == NULL) return;
     free(table->cosines);
     free(table->sines);
@@ -99,10 +100,11 @@ static void turn_task(void *arg, int task_i) {
     }
 }
 
-void backend_rope_kv_write(struct backend *backend, float *qkv, struct kv_cache *cache,
+void cpu_rope_kv_write(struct backend *backend, float *qkv, struct kv_cache *cache,
                            const struct rope_table *rope, const float *q_norm, const float *k_norm,
-                           float eps, const struct backend_segment *segments, int n_segments,
-                           int n_heads) {
+                           float eps, int n_heads) {
+    const struct backend_segment *segments = backend->pass->segments;
+    int n_segments = backend->pass->n_segments;
     struct rope_job job = {backend->ops, qkv, cache,    rope,       q_norm,
                            k_norm,       eps, segments, n_segments, n_heads};
     int n_rows = 0;

@@ -299,14 +299,14 @@ static int32_t draw_token(struct backend *backend, float *logits, int vocab,
     return draw.token;
 }
 
-void backend_sample(struct backend *backend, struct sample_result *out, float *logits, int vocab,
-                    const struct sample_params *params, const int32_t *history, int n_prompt,
-                    int n_history, int64_t position) {
+static void sample_one(struct backend *backend, struct sample_result *out, float *logits, int vocab,
+                       const struct sample_draw *draw) {
+    const struct sample_params *params = draw->params;
     CHECK(params->n_logprobs <= SAMPLE_MAX_LOGPROBS);
     bool wants_logprob = params->n_logprobs >= 0;
     float *raw = NULL;
     float total = 0;
-    out->n_top = 0;
+    *out = (struct sample_result){.made = true};
     if (wants_logprob) {
         raw = scratch_of(backend, vocab);
         memcpy(raw, logits, (size_t)vocab * sizeof *raw);
@@ -314,32 +314,74 @@ void backend_sample(struct backend *backend, struct sample_result *out, float *l
         int n_top = params->n_logprobs < vocab ? params->n_logprobs : vocab;
         take_top(out, raw, vocab, n_top, total);
     }
-    apply_changes(backend, logits, vocab, params, history, n_prompt, n_history);
-    out->token = draw_token(backend, logits, vocab, params, position);
+    apply_changes(backend, logits, vocab, params, draw->history, draw->n_prompt, draw->n_history);
+    out->token = draw_token(backend, logits, vocab, params, draw->position);
     out->logprob = wants_logprob ? logprob_of(raw[out->token], total) : 0;
 }
 
-void backend_logprobs(struct backend *backend, struct sample_result *out, const float *logits,
-                      int vocab, int n_top, int32_t token) {
-    (void)backend;
-    float total = log_sum_exp(logits, vocab);
-    take_top(out, logits, vocab, n_top < vocab ? n_top : vocab, total);
-    out->token = token;
-    out->logprob = logprob_of(logits[token], total);
+/* What a chain's end makes useless is not drawn. */
+void cpu_sample_begin(struct backend *backend, float *logits, int stride, int vocab,
+                      const struct sample_draw *draws, int n) {
+    if (n > backend->drawn_capacity) {
+        backend->drawn = xrealloc(backend->drawn, (size_t)n * sizeof *backend->drawn);
+        backend->drawn_capacity = n;
+    }
+    backend->n_drawn = n;
+    bool goes_on = false;
+    for (int i = 0; i < n; i++) {
+        struct sample_result *result = &backend->drawn[i];
+        *result = (struct sample_result){.token = 0};
+        if (draws[i].continues && !goes_on) continue;
+        sample_one(backend, result, logits + (size_t)i * (size_t)stride, vocab, &draws[i]);
+        goes_on = result->token == draws[i].candidate;
+    }
+    int32_t *fed = backend->fed[backend->n_batches++ % BACKEND_FED_BATCHES];
+    for (int i = 0; i < n && i < BACKEND_MAX_FED; i++) fed[i] = backend->drawn[i].token;
 }
 
-void backend_distribution(struct backend *backend, float *out, float *logits, int vocab,
-                          const struct sample_params *params, const int32_t *history, int n_prompt,
-                          int n_history) {
-    apply_changes(backend, logits, vocab, params, history, n_prompt, n_history);
+enum status cpu_fed_tokens(struct backend *backend, int32_t *tokens, int n_batches,
+                           struct error *err) {
+    (void)err;
+    CHECK(n_batches <= BACKEND_FED_BATCHES && n_batches <= backend->n_batches);
+    for (int i = 0; i < n_batches; i++) {
+        int64_t batch = (backend->n_batches - n_batches + i) % BACKEND_FED_BATCHES;
+        memcpy(tokens + (size_t)i * BACKEND_MAX_FED, backend->fed[batch], sizeof backend->fed[batch]);
+    }
+    return STATUS_OK;
+}
+
+enum status cpu_sample_end(struct backend *backend, struct sample_result *results,
+                           struct error *err) {
+    (void)err;
+    memcpy(results, backend->drawn, (size_t)backend->n_drawn * sizeof *results);
+    return STATUS_OK;
+}
+
+enum status cpu_logprobs(struct backend *backend, struct sample_result *out, const float *logits,
+                         int vocab, int n_top, int32_t token, struct error *err) {
+    (void)backend;
+    (void)err;
+    float total = log_sum_exp(logits, vocab);
+    *out = (struct sample_result){.made = true, .token = token};
+    take_top(out, logits, vocab, n_top < vocab ? n_top : vocab, total);
+    out->logprob = logprob_of(logits[token], total);
+    return STATUS_OK;
+}
+
+enum status cpu_distribution(struct backend *backend, float *out, const float *given, int vocab,
+                             const struct sample_draw *draw, struct error *err) {
+    (void)err;
+    const struct sample_params *params = draw->params;
+    float *logits = scratch_of(backend, vocab);
+    memcpy(logits, given, (size_t)vocab * sizeof *logits);
+    apply_changes(backend, logits, vocab, params, draw->history, draw->n_prompt, draw->n_history);
     memset(out, 0, (size_t)vocab * sizeof *out);
     int32_t likeliest = argmax(backend, logits, vocab);
     if (params->temperature == 0 || !isfinite(logits[likeliest])) {
         out[likeliest] = 1;
-        return;
+        return STATUS_OK;
     }
     divide_by_temperature(logits, vocab, logits[likeliest], params->temperature);
-    scratch_of(backend, vocab);
     int32_t *ids = backend->sample_order;
     int n = vocab;
     if (filters(params)) n = filter(ids, logits, logits[likeliest], vocab, params);
@@ -351,4 +393,5 @@ void backend_distribution(struct backend *backend, float *out, float *logits, in
         sum += (double)out[ids[i]];
     }
     for (int i = 0; i < n; i++) out[ids[i]] = (float)((double)out[ids[i]] / sum);
+    return STATUS_OK;
 }

@@ -112,13 +112,18 @@ static void pack_row(struct weight *w, int output, const struct weight_source *s
     }
 }
 
-enum status backend_weight_create(struct weight **out, struct backend *backend,
+enum status cpu_weight_create(struct weight **out, struct backend *backend,
                                   const struct weight_source *sources, int n_sources, int k,
                                   const int *leaf_begin, int n_leaves, enum dtype format,
                                   struct error *err) {
-    CHECK(format == DTYPE_BF16 || format == DTYPE_I8);
+    if (format != DTYPE_BF16 && format != DTYPE_I8) {
+        return error_set(err, STATUS_FAILED_PRECONDITION,
+                         "weights of format %s are for GPUs; the CPU has bf16 and int8",
+                         dtype_name(format));
+    }
     CHECK(n_leaves >= 1 && n_leaves <= BACKEND_MAX_LEAVES && k >= 0);
     struct weight *w = xcalloc(1, sizeof *w);
+    w->head = backend->head;
     w->format = format;
     w->tiles = backend->isa == BACKEND_AMX;
     w->interleave = backend->isa == BACKEND_AVX512 ? 2 : 1;
@@ -158,7 +163,7 @@ enum status backend_weight_create(struct weight **out, struct backend *backend,
     return STATUS_OK;
 }
 
-void backend_weight_free(struct weight *weight) {
+void cpu_weight_free(struct weight *weight) {
     if (weight == NULL) return;
     munmap(weight->data, weight->mapped);
     free(weight->scales);
@@ -166,6 +171,6 @@ void backend_weight_free(struct weight *weight) {
     free(weight);
 }
 
-size_t backend_weight_bytes(const struct weight *weight) {
+size_t cpu_weight_bytes(const struct weight *weight) {
     return weight->bytes;
 }

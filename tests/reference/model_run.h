@@ -40,7 +40,7 @@ static inline enum status model_run_feed(struct local_group *group, float *out,
     for (int done = 0; done < n_tokens && status == STATUS_OK; done += chunk) {
         int n = n_tokens - done < chunk ? n_tokens - done : chunk;
         struct backend_segment segment = {0, n, first + done, blocks};
-        struct transformer_batch batch = {tokens + done, n, &segment, 1, rows, n, 0};
+        struct transformer_batch batch = {tokens + done, n, &segment, 1, rows, n, 0, false};
         float *logits;
         status = engine_forward(local_group_engine(group), ENGINE_TARGET, &batch, &logits, err);
         if (status == STATUS_OK && out != NULL) {

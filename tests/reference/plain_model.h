@@ -115,7 +115,7 @@ static inline void plain_model_create(struct plain_model *m, const struct checkp
     struct error err;
     *m = (struct plain_model){.checkpoint = checkpoint, .config = checkpoint_config(checkpoint)};
     const struct model_config *c = m->config;
-    struct backend_options backend = {isa, 1, 1, model_config_max_width(c)};
+    struct backend_options backend = {isa, 1, 1, model_config_max_width(c), 0};
     CHECK(backend_create(&m->backend, &backend, &err) == STATUS_OK);
     CHECK(shard_make(&m->shard, c, 0, 1, &err) == STATUS_OK);
     float *inv_freq = xcalloc((size_t)c->head_dim / 2, sizeof *inv_freq);
@@ -164,13 +164,15 @@ static inline void plain_attention(struct plain_model *m, struct plain_layer *la
                                    float *out) {
     const struct model_config *c = m->config;
     struct backend_segment segment = {0, 1, position, m->blocks};
+    struct backend_pass pass = {.n_rows = 1, .segments = &segment, .n_segments = 1};
     int width = (c->n_heads + 2 * c->n_kv_heads) * c->head_dim;
+    backend_pass_begin(m->backend, &pass);
     backend_rmsnorm(m->backend, m->normed, m->residual, layer->attn_norm, c->rms_eps, 1, c->hidden);
     backend_linear(m->backend, m->qkv, m->normed, c->hidden, layer->qkv, layer->qkv_bias, 1);
     backend_rope_kv_write(m->backend, m->qkv, layer->kv, m->rope, layer->q_norm, layer->k_norm,
-                          c->rms_eps, &segment, 1, c->n_heads);
-    backend_attention(m->backend, m->heads, m->qkv, width, layer->kv, m->kv_of_head, &segment, 1,
-                      c->n_heads, c->sliding_window);
+                          c->rms_eps, c->n_heads);
+    backend_attention(m->backend, m->heads, m->qkv, width, layer->kv, m->kv_of_head, c->n_heads,
+                      c->sliding_window);
     backend_linear_tree(m->backend, out, m->heads, layer->o, 1);
 }
 
@@ -188,7 +190,13 @@ static inline void plain_model_step(struct plain_model *m, int32_t token, int po
     const struct model_config *c = m->config;
     int last = c->n_layers - 1, hidden = c->hidden, n;
     struct weight_source embedding = plain_source(m, CHECKPOINT_EMBEDDING, 0);
-    backend_embed(m->backend, m->residual, &embedding, &token, 1, hidden);
+    struct backend_pass pass = {.tokens = &token, .n_rows = 1};
+    struct table *table;
+    struct error err;
+    CHECK(backend_table_create(&table, m->backend, &embedding, hidden, &err) == STATUS_OK);
+    backend_pass_begin(m->backend, &pass);
+    backend_embed(m->backend, m->residual, table, 1, hidden);
+    backend_table_free(table);
     for (int i = 0; i <= last; i += n) {
         n = i == 0 || i == last ? 1 : layer_width;
         if (i < last && n > last - i) n = last - i;

@@ -123,7 +123,7 @@ static inline enum status rank_group_feed(struct rank_group *g, float *out, cons
     for (int i = 0; i < RANK_GROUP_BLOCKS; i++) blocks[i] = RANK_GROUP_BLOCKS - 1 - i;
     for (int i = 0; i < n; i++) rows[i] = i;
     struct backend_segment segment = {0, n, first, blocks};
-    struct transformer_batch batch = {tokens, n, &segment, 1, rows, n, layer_width};
+    struct transformer_batch batch = {tokens, n, &segment, 1, rows, n, layer_width, false};
     float *logits;
     TRY(rank_group_forward(g, &batch, &logits, err));
     if (out != NULL) memcpy(out, logits, (size_t)(n * g->config->vocab) * sizeof *out);

@@ -14,7 +14,7 @@
 enum { VOCAB = 40, N_DRAWS = 40000 };
 
 static struct backend *open_backend(void) {
-    struct backend_options options = {BACKEND_AUTO, 1, 1, 64};
+    struct backend_options options = {BACKEND_AUTO, 1, 1, 64, 0};
     struct backend *backend;
     struct error err;
     cr_assert_eq(backend_create(&backend, &options, &err), STATUS_OK, "%s", err.text);
@@ -26,7 +26,7 @@ static void fill(float *logits, uint64_t seed) {
     for (int i = 0; i < VOCAB; i++) logits[i] = random_f32(&random, -3, 3);
 }
 
-/* backend_distribution is the law of backend_sample, whatever the filters. */
+/* backend_distribution is the law of the draw, whatever the filters. */
 Test(distribution, is_what_is_sampled) {
     static const struct sample_params kinds[] = {
         {.temperature = 1, .top_p = 1, .repetition_penalty = 1},
@@ -46,12 +46,16 @@ Test(distribution, is_what_is_sampled) {
         params.n_logprobs = -1;
         fill(raw, 100 + kind);
         memcpy(logits, raw, sizeof raw);
-        backend_distribution(backend, p, logits, VOCAB, &params, history, 2, 5);
+        struct sample_draw draw = {&params, history, 2, 5, 5, -1, false};
+        struct error err;
+        cr_assert_eq(backend_distribution(backend, p, logits, VOCAB, &draw, &err), STATUS_OK);
+        cr_assert_arr_eq(logits, raw, sizeof raw, "the logits stay");
         for (int i = 0; i < N_DRAWS; i++) {
             struct sample_result result;
             memcpy(logits, raw, sizeof raw);
             params.seed = (uint64_t)i * 7919 + 1;
-            backend_sample(backend, &result, logits, VOCAB, &params, history, 2, 5, 5);
+            backend_sample_begin(backend, logits, VOCAB, VOCAB, &draw, 1);
+            cr_assert_eq(backend_sample_end(backend, &result, &err), STATUS_OK);
             counts[result.token]++;
         }
         for (int v = 0; v < VOCAB; v++) {
@@ -79,8 +83,11 @@ Test(logprobs, are_those_of_sampling) {
     struct sample_result a, b;
     fill(raw, 7);
     memcpy(logits, raw, sizeof raw);
-    backend_sample(backend, &a, logits, VOCAB, &params, NULL, 0, 0, 0);
-    backend_logprobs(backend, &b, raw, VOCAB, 4, a.token);
+    struct sample_draw draw = {&params, NULL, 0, 0, 0, -1, false};
+    struct error err;
+    backend_sample_begin(backend, logits, VOCAB, VOCAB, &draw, 1);
+    cr_assert_eq(backend_sample_end(backend, &a, &err), STATUS_OK);
+    cr_assert_eq(backend_logprobs(backend, &b, raw, VOCAB, 4, a.token, &err), STATUS_OK);
     cr_assert(a.logprob == b.logprob && a.n_top == 4 && b.n_top == 4 && b.token == a.token);
     cr_assert_arr_eq(a.top_token, b.top_token, 4 * sizeof *a.top_token);
     cr_assert_arr_eq(a.top_logprob, b.top_logprob, 4 * sizeof *a.top_logprob);

@@ -5,6 +5,7 @@
 
 #include "kernels/backend.h"
 #include "tests/reference/attention.h"
+#include "tests/reference/pass.h"
 #include "tests/reference/random.h"
 #include "tests/unit/test.h"
 
@@ -28,7 +29,7 @@ static void must(enum status status, const struct error *err) {
 static struct fixture open_fixture(enum backend_isa isa, int n_threads, int head_dim,
                                    const int *kv_of_head, int n_heads, int n_kv, int window) {
     struct fixture f = {NULL, NULL, NULL, n_heads, n_kv, head_dim, window, kv_of_head};
-    struct backend_options options = {isa, n_threads, MAX_POSITIONS, 4096};
+    struct backend_options options = {isa, n_threads, MAX_POSITIONS, 4096, 0};
     struct error err = {0};
     float still[128] = {0};
     must(backend_create(&f.backend, &options, &err), &err);
@@ -67,10 +68,11 @@ static void fill_table(int32_t table[MAX_BLOCKS], int first, int step) {
 
 static void run_batch(struct fixture *f, float *out, float *qkv,
                       const struct backend_segment *segments, int n_segments) {
-    backend_rope_kv_write(f->backend, qkv, f->cache, f->rope, NULL, NULL, 1e-6f, segments,
-                          n_segments, f->n_heads);
-    backend_attention(f->backend, out, qkv, row_width(f), f->cache, f->kv_of_head, segments,
-                      n_segments, f->n_heads, f->window);
+    struct backend_pass pass;
+    begin_pass(f->backend, &pass, segments, n_segments);
+    backend_rope_kv_write(f->backend, qkv, f->cache, f->rope, NULL, NULL, 1e-6f, f->n_heads);
+    backend_attention(f->backend, out, qkv, row_width(f), f->cache, f->kv_of_head, f->n_heads,
+                      f->window);
 }
 
 /* out[n, n_heads * head_dim]: the history at positions 0..n-1, in chunks. */
@@ -301,8 +303,9 @@ static void check_stale(enum backend_isa isa, int n, int chunk, float garbage) {
     fill_table(table, 0, 1);
     feed(&f, clean, qkv, n, chunk, table);
     struct backend_segment whole = {0, MAX_POSITIONS, 0, table};
-    backend_rope_kv_write(f.backend, dirt, f.cache, f.rope, NULL, NULL, 1e-6f, &whole, 1,
-                          f.n_heads);
+    struct backend_pass pass;
+    begin_pass(f.backend, &pass, &whole, 1);
+    backend_rope_kv_write(f.backend, dirt, f.cache, f.rope, NULL, NULL, 1e-6f, f.n_heads);
     feed(&f, out, qkv, n, chunk, table);
     cr_assert(same(out, clean, out_floats(&f, n)), "%s context %d chunk %d garbage %g",
               backend_isa_name(f.backend), n, chunk, garbage);

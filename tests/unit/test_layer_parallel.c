@@ -287,7 +287,8 @@ Test(layer_parallel, rows_do_not_see_their_neighbours) {
             if (own) mine = n_rows;
             n_rows += n;
         }
-        struct transformer_batch batch = {mixed, n_rows, segments, N_OTHERS + 1, &mine, 1, width};
+        struct transformer_batch batch = {mixed, n_rows, segments, N_OTHERS + 1, &mine, 1, width,
+                                          false};
         cr_assert_eq(rank_group_forward(&g, &batch, &logits, &err), STATUS_OK, "%s", err.text);
         cr_assert(same_floats(alone, logits, vocab), "width %d: other bits in company", width);
     }

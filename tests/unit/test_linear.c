@@ -2,7 +2,7 @@
 #include "tests/unit/linear_checks.h"
 
 static struct backend *open_backend(enum backend_isa isa, int n_threads) {
-    struct backend_options options = {isa, n_threads, 128, 2048};
+    struct backend_options options = {isa, n_threads, 128, 2048, 0};
     struct backend *backend = NULL;
     struct error err = {0};
     if (backend_create(&backend, &options, &err) != STATUS_OK) {
@@ -199,7 +199,7 @@ Test(linear, rows_of_the_output_are_written_and_nothing_else) {
 
 Test(linear, an_isa_that_is_not_here_is_refused) {
     for (enum backend_isa isa = BACKEND_PORTABLE; isa <= BACKEND_AMX; isa++) {
-        struct backend_options options = {isa, 1, 1, 1};
+        struct backend_options options = {isa, 1, 1, 1, 0};
         struct backend *backend = NULL;
         struct error err = {0};
         enum status status = backend_create(&backend, &options, &err);

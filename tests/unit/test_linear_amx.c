@@ -8,7 +8,7 @@
 /* A backend whose products are the AMX kernel's: the layout is chosen when a weight is packed, so
  * the instruction set may be set after creation. */
 static struct backend *open_emulated(int n_threads) {
-    struct backend_options options = {BACKEND_PORTABLE, n_threads, 128, 2048};
+    struct backend_options options = {BACKEND_PORTABLE, n_threads, 128, 2048, 0};
     struct backend *backend = NULL;
     struct error err = {0};
     if (backend_create(&backend, &options, &err) != STATUS_OK) abort();

@@ -65,7 +65,7 @@ static enum status logits_of(struct local_group *group, float *out, int n_tokens
     for (int i = 0; i < N_BLOCKS; i++) tables[0][i] = N_BLOCKS - 1 - i; /* the other has block 0 */
     struct backend_segment segments[2] = {{0, n_tokens, 0, tables[0]}, {n_tokens, 3, 0, tables[1]}};
     int32_t logit_rows[2] = {n_tokens - 1, n_tokens + 2};
-    struct transformer_batch batch = {tokens, n_tokens + 3, segments, 2, logit_rows, 2, 0};
+    struct transformer_batch batch = {tokens, n_tokens + 3, segments, 2, logit_rows, 2, 0, false};
     float *logits;
     TRY(engine_forward(local_group_engine(group), ENGINE_TARGET, &batch, &logits, err));
     memcpy(out, logits, 2 * VOCAB * sizeof *out);

@@ -117,7 +117,7 @@ static void check_neighbours(enum backend_isa isa) {
             if (mine) tokens[row] = next;
             row += n;
         }
-        struct transformer_batch batch = {tokens, row, segments, n_segments, &my_row, 1, 0};
+        struct transformer_batch batch = {tokens, row, segments, n_segments, &my_row, 1, 0, false};
         float *logits;
         cr_assert(engine_forward(local_group_engine(group), ENGINE_TARGET, &batch, &logits, &err) == STATUS_OK, "%s", err.text);
         cr_assert(memcmp(alone, logits, vocab * sizeof *alone) == 0, "%d neighbours", n_others);

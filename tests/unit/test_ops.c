@@ -6,6 +6,7 @@
 #include "common/dtype.h"
 #include "kernels/backend.h"
 #include "tests/reference/ops.h"
+#include "tests/reference/pass.h"
 #include "tests/reference/random.h"
 #include "tests/unit/test.h"
 
@@ -13,7 +14,7 @@ static const int widths[] = {1, 3, 15, 16, 17, 31, 100, 576, 2049};
 enum { N_WIDTHS = sizeof widths / sizeof *widths };
 
 static struct backend *open_backend(enum backend_isa isa, int n_threads) {
-    struct backend_options options = {isa, n_threads, 128, 4096};
+    struct backend_options options = {isa, n_threads, 128, 4096, 0};
     struct backend *backend = NULL;
     struct error err = {0};
     if (backend_create(&backend, &options, &err) != STATUS_OK) {
@@ -180,8 +181,14 @@ static void embed(struct backend *backend) {
             if (d == 0) memcpy(memory + 1 + 4 * i, &values[choice], 4);
             else memcpy(memory + 1 + 2 * i, &half, 2);
         }
-        struct weight_source table = {memory + 1, dtypes[d], STRIDE, VOCAB};
-        backend_embed(backend, out, &table, tokens, ROWS, WIDTH);
+        struct weight_source source = {memory + 1, dtypes[d], STRIDE, VOCAB};
+        struct backend_pass pass = {.tokens = tokens, .n_rows = ROWS};
+        struct table *table;
+        struct error err;
+        cr_assert_eq(backend_table_create(&table, backend, &source, WIDTH, &err), STATUS_OK);
+        backend_pass_begin(backend, &pass);
+        backend_embed(backend, out, table, ROWS, WIDTH);
+        backend_table_free(table);
         for (int i = 0; i < ROWS * WIDTH; i++) {
             int at = tokens[i / WIDTH] * STRIDE + i % WIDTH;
             float expected = values[(at * 5 + at / 3) % 8];
@@ -255,8 +262,9 @@ static void rope_of(struct backend *backend, const struct rope_case *c) {
     struct backend_segment segments[3] = {
         {17, 7, 593, table}, {0, 1, 0, table}, {1, 16, 250, table}};
     memcpy(after, before, (size_t)(ROWS * width) * sizeof *after);
-    backend_rope_kv_write(backend, after, cache, rope, q_norm, k_norm, 1e-6f, segments, 3,
-                          c->n_heads);
+    struct backend_pass pass;
+    begin_pass(backend, &pass, segments, 3);
+    backend_rope_kv_write(backend, after, cache, rope, q_norm, k_norm, 1e-6f, c->n_heads);
     for (int s = 0; s < 3; s++) {
         for (int i = 0; i < segments[s].n_rows; i++) {
             int row = segments[s].row + i, position = segments[s].position + i;
@@ -264,8 +272,9 @@ static void rope_of(struct backend *backend, const struct rope_case *c) {
                            position);
             struct backend_segment one = {0, 1, position, table};
             memcpy(alone, before + row * width, (size_t)width * sizeof *alone);
-            backend_rope_kv_write(backend, alone, cache, rope, q_norm, k_norm, 1e-6f, &one, 1,
-                                  c->n_heads);
+            struct backend_pass pass_of_one;
+            begin_pass(backend, &pass_of_one, &one, 1);
+            backend_rope_kv_write(backend, alone, cache, rope, q_norm, k_norm, 1e-6f, c->n_heads);
             cr_assert(same(alone, after + row * width, (size_t)width), "row %d alone", row);
         }
     }
@@ -300,8 +309,10 @@ static void written_values(struct backend *backend) {
         struct test_random random = {(uint64_t)position};
         for (int i = 0; i < 3 * KV * DIM; i++) qkv[i] = random_f32(&random, -1, 1);
         struct backend_segment segment = {0, 1, position, table};
-        backend_rope_kv_write(backend, qkv, cache, rope, NULL, NULL, 1e-6f, &segment, 1, KV);
-        backend_attention(backend, out, qkv, 3 * KV * DIM, cache, kv_of_head, &segment, 1, KV, 1);
+        struct backend_pass pass;
+        begin_pass(backend, &pass, &segment, 1);
+        backend_rope_kv_write(backend, qkv, cache, rope, NULL, NULL, 1e-6f, KV);
+        backend_attention(backend, out, qkv, 3 * KV * DIM, cache, kv_of_head, KV, 1);
         for (int i = 0; i < KV * DIM; i++) {
             float expected = bf16_to_f32(bf16_from_f32(qkv[2 * KV * DIM + i]));
             cr_assert(out[i] == expected, "position %d at %d: %.9g, expected %.9g", position, i,

@@ -8,7 +8,7 @@
 #include "tests/unit/test.h"
 
 static struct backend *open_backend(void) {
-    struct backend_options options = {BACKEND_AUTO, 1, 4, 64};
+    struct backend_options options = {BACKEND_AUTO, 1, 4, 64, 0};
     struct backend *backend = NULL;
     struct error err = {0};
     if (backend_create(&backend, &options, &err) != STATUS_OK) abort();
@@ -32,7 +32,11 @@ static struct sample_result draw(struct backend *backend, const float *logits, i
     memcpy(copy, logits, (size_t)vocab * sizeof *copy);
     struct sample_result result;
     memset(&result, 0x7f, sizeof result);
-    backend_sample(backend, &result, copy, vocab, params, history, n_prompt, n_history, position);
+    struct error err;
+    struct sample_draw one = {params, history, n_prompt, n_history, position, -1, false};
+    backend_sample_begin(backend, copy, vocab, vocab, &one, 1);
+    cr_assert_eq(backend_sample_end(backend, &result, &err), STATUS_OK);
+    cr_assert(result.made);
     free(copy);
     return result;
 }

@@ -44,7 +44,9 @@ struct model_drafter {
     int32_t *logit_rows;              /* [max_sequences] */
     int *owners;                      /* [max_sequences] active that a logit row belongs to */
     int n_rows, n_segments, n_logit_rows;
-    float *scratch; /* [stride] */
+    struct sample_params *params;     /* [max_sequences], as are the next two: the pass's draws */
+    struct sample_draw *draws;
+    struct sample_result *results;
     struct draft_report report;
     int64_t exact_ns, fuzzy_ns, answered_ns;
     int n_exact, n_fuzzy;
@@ -115,21 +117,41 @@ static float *row_of(struct model_drafter *d, struct place *place, int position)
     return place->rows + (size_t)(position % MAX_CANDIDATES) * vocab;
 }
 
-/* The token behind everything known of a slot. */
-static int32_t draw(struct model_drafter *d, int slot, float *logits) {
+static void add_draw(struct model_drafter *d, int i) {
+    int slot = d->actives[d->owners[i]].slot;
     struct draft_sequence *sequence = &d->history->sequences[slot];
-    struct sample_params params = draft_sequence_params(sequence);
     int length = draft_sequence_length(sequence);
-    if (d->options.keeps_distributions) {
-        memcpy(d->scratch, logits, (size_t)d->options.vocab * sizeof *logits);
-        backend_distribution(d->options.backend, row_of(d, &d->places[slot], length), d->scratch,
-                             d->options.vocab, &params, sequence->tokens, sequence->n_prompt,
-                             length);
+    d->params[i] = draft_sequence_params(sequence);
+    d->draws[i] = (struct sample_draw){
+        .params = &d->params[i],
+        .history = sequence->tokens,
+        .n_prompt = sequence->n_prompt,
+        .n_history = length,
+        .position = length,
+        .candidate = -1,
+    };
+}
+
+/* Starts drawing the token behind everything known of each logit row's owner. */
+static enum status begin_draws(struct model_drafter *d, float *logits, struct error *err) {
+    struct backend *backend = d->options.backend;
+    int stride = d->options.stride, vocab = d->options.vocab;
+    for (int i = 0; i < d->n_logit_rows; i++) {
+        add_draw(d, i);
+        if (!d->options.keeps_distributions) continue;
+        struct place *place = &d->places[d->actives[d->owners[i]].slot];
+        TRY(backend_distribution(backend, row_of(d, place, (int)d->draws[i].position),
+                                 logits + (size_t)i * (size_t)stride, vocab, &d->draws[i], err));
     }
-    struct sample_result result;
-    backend_sample(d->options.backend, &result, logits, d->options.vocab, &params,
-                   sequence->tokens, sequence->n_prompt, length, length);
-    return result.token;
+    backend_sample_begin(backend, logits, stride, vocab, d->draws, d->n_logit_rows);
+    return STATUS_OK;
+}
+
+/* The same, and their results. */
+static enum status draw_all(struct model_drafter *d, float *logits, struct error *err) {
+    if (d->n_logit_rows == 0) return STATUS_OK;
+    TRY(begin_draws(d, logits, err));
+    return backend_sample_end(d->options.backend, d->results, err);
 }
 
 static void take(struct model_drafter *d, struct active *active, int32_t token) {
@@ -140,6 +162,12 @@ static void take(struct model_drafter *d, struct active *active, int32_t token) 
     bool banned = params.n_banned > 0;
     active->ended = active->made == active->plan.make ||
                     (!banned && draft_sequence_ends_with(sequence, token));
+}
+
+static void take_all(struct model_drafter *d) {
+    for (int i = 0; i < d->n_logit_rows; i++) {
+        take(d, &d->actives[d->owners[i]], d->results[i].token);
+    }
 }
 
 /* --- passes ------------------------------------------------------------------------------------ */
@@ -273,10 +301,8 @@ static enum status first_pass(struct model_drafter *d, struct error *err) {
         d->n_exact++;
     }
     publish_all(d);
-    for (int i = 0; i < d->n_logit_rows; i++) {
-        struct active *active = &d->actives[d->owners[i]];
-        take(d, active, draw(d, active->slot, logits + (size_t)i * (size_t)d->options.stride));
-    }
+    TRY(draw_all(d, logits, err));
+    take_all(d);
     return STATUS_OK;
 }
 
@@ -304,10 +330,8 @@ static enum status next_pass(struct model_drafter *d, struct error *err) {
         d->exact_ns += took;
         d->n_exact++;
     }
-    for (int i = 0; i < d->n_logit_rows; i++) {
-        struct active *active = &d->actives[d->owners[i]];
-        take(d, active, draw(d, active->slot, logits + (size_t)i * (size_t)d->options.stride));
-    }
+    TRY(draw_all(d, logits, err));
+    take_all(d);
     return STATUS_OK;
 }
 
@@ -384,9 +408,10 @@ enum status model_drafter_calibrate(struct drafter *head, int64_t *took_ns, stru
     if (d->n_rows == 0) return STATUS_OK;
     float *logits;
     TRY(run_pass(d, 1, &logits, err));
+    TRY(draw_all(d, logits, err));
     for (int i = 0; i < d->n_logit_rows; i++) {
         int slot = d->actives[d->owners[i]].slot;
-        d->places[slot].next = draw(d, slot, logits + (size_t)i * (size_t)d->options.stride);
+        d->places[slot].next = d->results[i].token;
         d->places[slot].has_next = true;
     }
     *took_ns = clock_now_ns() - begin;
@@ -425,7 +450,7 @@ static void destroy(struct drafter *head) {
     draft_history_destroy(d->history);
     kv_blocks_destroy(d->pool);
     void *memory[] = {d->places,   d->actives, d->tokens, d->segments,
-                      d->logit_rows, d->owners, d->scratch};
+                      d->logit_rows, d->owners, d->params, d->draws, d->results};
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) free(memory[i]);
     free(d);
 }
@@ -445,6 +470,8 @@ struct drafter *model_drafter_create(const struct model_drafter_options *options
     d->segments = xcalloc(n, sizeof *d->segments);
     d->logit_rows = xcalloc(n, sizeof *d->logit_rows);
     d->owners = xcalloc(n, sizeof *d->owners);
-    d->scratch = xcalloc((size_t)options->stride, sizeof *d->scratch);
+    d->params = xcalloc(n, sizeof *d->params);
+    d->draws = xcalloc(n, sizeof *d->draws);
+    d->results = xcalloc(n, sizeof *d->results);
     return &d->head;
 }
