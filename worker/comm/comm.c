@@ -42,6 +42,14 @@ enum status comm_recv(struct comm *comm, void *buffer, size_t bytes, int from, s
     return comm->ops->recv(comm, buffer, bytes, from, err);
 }
 
+enum status comm_complete(struct comm *comm, struct error *err) {
+    return comm->ops->complete == NULL ? STATUS_OK : comm->ops->complete(comm, err);
+}
+
+enum status comm_check(struct comm *comm, struct error *err) {
+    return comm->ops->check(comm, err);
+}
+
 void comm_abort(struct comm *comm, const char *reason) {
     comm->ops->abort(comm, reason);
 }

@@ -1,6 +1,11 @@
 /* Collectives of one group of ranks. Three makers: threads of one process (comm_threads.c), MPI
- * (comm_mpi.c), later NCCL. All calls are collective unless said otherwise, made by one thread per
- * rank, in the same order on every rank. No call sums: ordered sums are the backend's.
+ * (comm_mpi.c), NCCL (comm_nccl.c, opened by comm_device.c). All calls are collective unless said
+ * otherwise, made by one thread per rank, in the same order on every rank. No call sums: ordered sums
+ * are the backend's.
+ *
+ * Groups of the first two work on host memory and have done when a call returns. NCCL's work on
+ * device memory: a call returns when it is enqueued on the group's stream, in order with everything
+ * else there; buffers must stay until comm_complete (or another wait for that stream).
  *
  * Waiting spins a few microseconds, then yields, then sleeps until woken (over a network: with
  * growing pauses), so that idle ranks cost little and ranks that share a core make progress. A lost
@@ -36,6 +41,14 @@ enum status comm_barrier(struct comm *comm, struct error *err);
 enum status comm_send(struct comm *comm, const void *buffer, size_t bytes, int to,
                       struct error *err);
 enum status comm_recv(struct comm *comm, void *buffer, size_t bytes, int from, struct error *err);
+
+/* Waits until everything enqueued so far is done; at once on groups of host memory. Not collective.
+ * UNAVAILABLE or ABORTED, with what was waited for, when that does not come; the group is dead then. */
+enum status comm_complete(struct comm *comm, struct error *err);
+
+/* Whether the group lives, as far as is known here: OK, UNAVAILABLE or ABORTED. Not collective, never
+ * waits. Any thread. */
+enum status comm_check(struct comm *comm, struct error *err);
 
 /* Makes every pending and future call of the group fail with ABORTED on all ranks. Any thread. */
 void comm_abort(struct comm *comm, const char *reason);

@@ -138,6 +138,12 @@ static void networked_abort(struct comm *head, const char *reason) {
     comm_mpi_kill_job(1);
 }
 
+static enum status networked_check(struct comm *head, struct error *err) {
+    struct networked *c = (struct networked *)head;
+    if (atomic_load(&c->aborted)) return error_set(err, STATUS_ABORTED, "the group was ended");
+    return STATUS_OK;
+}
+
 static void networked_destroy(struct comm *head) {
     struct networked *c = (struct networked *)head;
     MPI_Comm_free(&c->mpi);
@@ -147,8 +153,14 @@ static void networked_destroy(struct comm *head) {
 }
 
 static const struct comm_ops networked_ops = {
-    networked_broadcast, networked_all_gather, networked_gather, networked_send,
-    networked_recv,      networked_abort,      networked_destroy,
+    .broadcast = networked_broadcast,
+    .all_gather = networked_all_gather,
+    .gather = networked_gather,
+    .send = networked_send,
+    .recv = networked_recv,
+    .check = networked_check,
+    .abort = networked_abort,
+    .destroy = networked_destroy,
 };
 
 static struct comm *networked_create(MPI_Comm mpi, int rank, int size) {

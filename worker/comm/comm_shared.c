@@ -19,7 +19,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "common/relax.h"
 #include "worker/comm/comm_internal.h"
 
 enum { BUFFER_BYTES = 64 * 1024, CHANNEL_BYTES = 4096, LINE = 64 };
@@ -65,22 +64,6 @@ size_t comm_shared_bytes(int n_ranks) {
 }
 
 /* --- waiting --------------------------------------------------------------------------------- */
-
-/* Spinning lasts a few microseconds: a peer that was put on this same processor cannot run
- * meanwhile. Yielding, which goes on for about a millisecond, sees a mark nearly as soon. */
-enum { SPIN_TURNS = 100, CROWDED_SPIN_TURNS = 20, YIELD_TURNS = 5000, CROWDED_YIELD_TURNS = 300 };
-
-bool comm_wait_turn(struct comm_wait *wait) {
-    uint32_t spins = wait->crowded ? CROWDED_SPIN_TURNS : SPIN_TURNS;
-    uint32_t yields = wait->crowded ? CROWDED_YIELD_TURNS : YIELD_TURNS;
-    if (wait->turns >= spins + yields) return false;
-    if (wait->turns++ >= spins) {
-        sched_yield();
-        return true;
-    }
-    cpu_relax();
-    return true;
-}
 
 /* The low half of a flag's value, which is what a futex compares (little-endian). */
 static uint32_t *futex_word(struct flag *flag) {
@@ -276,6 +259,12 @@ static void shared_abort(struct comm *head, const char *reason) {
     atomic_store_explicit(&c->region->aborted, 2, memory_order_release);
 }
 
+static enum status shared_check(struct comm *head, struct error *err) {
+    struct shared *c = (struct shared *)head;
+    TRY(check_aborted(c, err));
+    return c->processes ? check_peers(c, err) : STATUS_OK;
+}
+
 static void shared_destroy(struct comm *head) {
     struct shared *c = (struct shared *)head;
     if (c->release != NULL) c->release(c->user);
@@ -283,8 +272,14 @@ static void shared_destroy(struct comm *head) {
 }
 
 static const struct comm_ops shared_ops = {
-    shared_broadcast, shared_all_gather, shared_gather, shared_send,
-    shared_recv,      shared_abort,      shared_destroy,
+    .broadcast = shared_broadcast,
+    .all_gather = shared_all_gather,
+    .gather = shared_gather,
+    .send = shared_send,
+    .recv = shared_recv,
+    .check = shared_check,
+    .abort = shared_abort,
+    .destroy = shared_destroy,
 };
 
 struct comm *comm_shared_create(struct comm_region *region, int rank, int size, bool processes,
