@@ -49,7 +49,7 @@ static enum status open_module(const struct backend_module **out, enum backend_i
     void *handle = open_beside_program(file);
     if (handle == NULL) {
         const char *why = dlerror();
-        return error_set(err, STATUS_UNAVAILABLE, "no %s backend: %s %s", names[isa], file,
+        return error_set(err, STATUS_UNAVAILABLE, "no %s here: %s %s", isa == BACKEND_CUDA ? "CUDA device" : "emulated device", file,
                          why ? why : "is not beside the program; it is built where nvcc is found");
     }
     const struct backend_module *module = dlsym(handle, BACKEND_MODULE_SYMBOL);

@@ -6,6 +6,12 @@
 enum { N_TOKENS = 70, VOCAB_MAX = 4096 };
 
 static const char *const target_dir = TANDEM_SOURCE_DIR "/assets/models/llama-tale-target";
+static const char *const draft_dir = TANDEM_SOURCE_DIR "/assets/models/llama-tale-draft";
+
+/* The emulated device is slow: it gets the small model. */
+static const char *dir_for(enum backend_isa isa) {
+    return isa == BACKEND_EMULATED ? draft_dir : target_dir;
+}
 
 /* A processor without the instruction set tests nothing here, and must not count as a pass. */
 static void skip_unless_available(enum backend_isa isa) {
@@ -32,7 +38,7 @@ static void fill_tokens(int32_t *tokens, int n, uint32_t seed) {
 static float *logits_of(struct setting s, int chunk) {
     struct error err;
     struct local_group *group;
-    cr_assert(model_run_open(&group, target_dir, s.degree, s.isa, s.weights, s.n_threads, 64, 128,
+    cr_assert(model_run_open(&group, dir_for(s.isa), s.degree, s.isa, s.weights, s.n_threads, 64, 128,
                              &err) == STATUS_OK,
               "%s", err.text);
     int32_t tokens[N_TOKENS];
@@ -71,6 +77,9 @@ Test(logit_bits, chunks_amx_bf16) { check_chunks(BACKEND_AMX, DTYPE_BF16); }
 Test(logit_bits, chunks_avx2_int8) { check_chunks(BACKEND_AVX2, DTYPE_I8); }
 Test(logit_bits, chunks_avx512_int8) { check_chunks(BACKEND_AVX512, DTYPE_I8); }
 Test(logit_bits, chunks_amx_int8) { check_chunks(BACKEND_AMX, DTYPE_I8); }
+Test(logit_bits, chunks_emulated_bf16) { check_chunks(BACKEND_EMULATED, DTYPE_BF16); }
+Test(logit_bits, chunks_emulated_int8) { check_chunks(BACKEND_EMULATED, DTYPE_I8); }
+Test(logit_bits, chunks_emulated_fp8) { check_chunks(BACKEND_EMULATED, DTYPE_F8); }
 
 static void check_degrees(enum backend_isa isa, enum dtype weights) {
     skip_unless_available(isa);
@@ -87,13 +96,17 @@ Test(logit_bits, degrees_auto_bf16) { check_degrees(BACKEND_AUTO, DTYPE_BF16); }
 Test(logit_bits, degrees_auto_int8) { check_degrees(BACKEND_AUTO, DTYPE_I8); }
 Test(logit_bits, degrees_avx2_bf16) { check_degrees(BACKEND_AVX2, DTYPE_BF16); }
 Test(logit_bits, degrees_portable_bf16) { check_degrees(BACKEND_PORTABLE, DTYPE_BF16); }
+Test(logit_bits, degrees_emulated_bf16) { check_degrees(BACKEND_EMULATED, DTYPE_BF16); }
+Test(logit_bits, degrees_emulated_int8) { check_degrees(BACKEND_EMULATED, DTYPE_I8); }
+Test(logit_bits, degrees_emulated_fp8) { check_degrees(BACKEND_EMULATED, DTYPE_F8); }
 
 /* One sequence decoded alone, then in the company of 1..31 others that decode and prefill. */
 static void check_neighbours(enum backend_isa isa) {
     skip_unless_available(isa);
     struct error err;
     struct local_group *group;
-    cr_assert(model_run_open(&group, target_dir, 1, isa, DTYPE_BF16, 1, 160, 128, &err) == STATUS_OK,
+    cr_assert(model_run_open(&group, dir_for(isa), 1, isa, DTYPE_BF16, 1, 160, 128, &err) ==
+                  STATUS_OK,
               "%s", err.text);
     size_t vocab = (size_t)local_group_config(group)->vocab;
     int32_t prompt[20], next = 77;
@@ -128,3 +141,4 @@ static void check_neighbours(enum backend_isa isa) {
 
 Test(logit_bits, neighbours_auto) { check_neighbours(BACKEND_AUTO); }
 Test(logit_bits, neighbours_avx2) { check_neighbours(BACKEND_AVX2); }
+Test(logit_bits, neighbours_emulated) { check_neighbours(BACKEND_EMULATED); }

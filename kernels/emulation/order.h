@@ -1,0 +1,17 @@
+/* In which order the emulator runs what may run at once: 0 upwards, 1 downwards, 2 by chance (from
+ * the seed), 3 and 4 one warp as far ahead of the others as it can get, from the first or the last.
+ * For tests; between launches only. */
+#pragma once
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+enum { EMULATION_ORDERS = 5 };
+void emulation_set_order(int order, uint32_t seed);
+/* Launches so far, and how many of them were replayed from graphs. */
+uint64_t emulation_launches(void);
+uint64_t emulation_replays(void);
+#ifdef __cplusplus
+}
+#endif
