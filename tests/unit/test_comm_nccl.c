@@ -12,6 +12,7 @@
 #include "common/clock.h"
 #include "tests/doubles/nccl_double.h"
 #include "tests/reference/comm_checks.h"
+#include "worker/comm/comm_links.h"
 #include "worker/comm/comm_nccl.h"
 
 enum { MAX_RANKS = 8 };
@@ -235,6 +236,28 @@ static void stay_behind(struct rank *rank) {
 Test(comm_nccl, leaving_waits_for_what_is_underway) {
     use(NULL);
     run_rightly(4, 0, 0, stay_behind);
+}
+
+/* --- links ------------------------------------------------------------------------------------- */
+
+static void measure_links(struct rank *rank) {
+    struct comm_link links[MAX_RANKS * MAX_RANKS] = {0};
+    char buffer[20000];
+    int size = comm_size(rank->comm);
+    struct comm_links_options options = {rank->comm, rank->host, buffer, sizeof buffer, 20000000};
+    if (comm_links_measure(links, &options, &rank->err) != STATUS_OK) rank->wrong = rank->err.text;
+    for (int i = 0; i < size * size && comm_rank(rank->comm) == 0; i++) {
+        bool there = links[i].latency_ns > 0 && links[i].bytes_per_second > 0;
+        if (there != (i / size != i % size)) rank->wrong = "a link was not measured";
+    }
+}
+
+Test(comm_nccl, links_are_measured) {
+    static const int n_ranks[] = {1, 2, 8};
+    for (int i = 0; i < 3; i++) {
+        use(NULL);
+        run_rightly(n_ranks[i], 0, 0, measure_links);
+    }
 }
 
 /* --- several groups on one stream -------------------------------------------------------------- */

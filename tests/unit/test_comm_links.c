@@ -1,0 +1,174 @@
+/* The self-test of links: over groups of threads, with one link made slow, and its arithmetic. */
+#include "tests/unit/test.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "worker/comm/comm_internal.h"
+#include "worker/comm/comm_links.h"
+
+enum { MAX_RANKS = 8, BYTES = 100000 };
+
+/* A group in front of another: counts messages, and delays those of one link. */
+struct counted {
+    struct comm head;
+    struct comm *inner;
+    int slow_from, slow_to;
+    int64_t delay_ns;
+    int n_sent[MAX_RANKS], n_long[MAX_RANKS]; /* by receiver */
+};
+
+static enum status counted_send(struct comm *head, const void *buffer, size_t bytes, int to,
+                                struct error *err) {
+    struct counted *c = (struct counted *)head;
+    if (head->rank == c->slow_from && to == c->slow_to) clock_sleep_ns(c->delay_ns);
+    c->n_sent[to]++;
+    c->n_long[to] += bytes == BYTES;
+    return comm_send(c->inner, buffer, bytes, to, err);
+}
+
+static enum status counted_recv(struct comm *head, void *buffer, size_t bytes, int from,
+                                struct error *err) {
+    return comm_recv(((struct counted *)head)->inner, buffer, bytes, from, err);
+}
+
+static const struct comm_ops counted_ops = {.send = counted_send, .recv = counted_recv};
+
+struct rank {
+    struct counted comm;
+    pthread_t thread;
+    int64_t budget_ns;
+    struct comm_link *out;
+    enum status status;
+    struct error err;
+    bool overrun;
+};
+
+static void *measure(void *arg) {
+    struct rank *rank = arg;
+    char *buffer = malloc(BYTES + 1);
+    CHECK(buffer != NULL);
+    memset(buffer, 'x', BYTES + 1);
+    struct comm_links_options options = {&rank->comm.head, rank->comm.inner, buffer, BYTES,
+                                         rank->budget_ns};
+    rank->status = comm_links_measure(rank->out, &options, &rank->err);
+    rank->overrun = buffer[BYTES] != 'x';
+    free(buffer);
+    return NULL;
+}
+
+/* Of all ranks; rank 0's result in `out`. */
+static void run(struct rank *ranks, struct comm_link *out, int n_ranks, int64_t budget_ns,
+                int64_t delay_ns) {
+    struct comm *comms[MAX_RANKS];
+    struct error err;
+    CHECK(comm_threads_create(comms, n_ranks, &err) == STATUS_OK);
+    memset(out, 0x7f, sizeof *out * (size_t)(n_ranks * n_ranks));
+    for (int i = 0; i < n_ranks; i++) {
+        ranks[i] = (struct rank){
+            .comm = {.head = {&counted_ops, i, n_ranks}, .inner = comms[i], .slow_from = 1,
+                     .slow_to = 0, .delay_ns = delay_ns},
+            .budget_ns = budget_ns,
+            .out = i == 0 ? out : NULL,
+        };
+        CHECK(pthread_create(&ranks[i].thread, NULL, measure, &ranks[i]) == 0);
+    }
+    for (int i = 0; i < n_ranks; i++) pthread_join(ranks[i].thread, NULL);
+    for (int i = 0; i < n_ranks; i++) comm_destroy(comms[i]);
+    for (int i = 0; i < n_ranks; i++) {
+        cr_assert_eq(ranks[i].status, STATUS_OK, "rank %d: %s", i, ranks[i].err.text);
+        cr_assert_not(ranks[i].overrun, "rank %d wrote past its buffer", i);
+    }
+}
+
+static void check_every_link(struct rank *ranks, const struct comm_link *links, int n_ranks) {
+    int n_long = n_ranks > 1 ? ranks[0].comm.n_long[1] : 0;
+    for (int i = 0; i < n_ranks * n_ranks; i++) {
+        int from = i / n_ranks, to = i % n_ranks;
+        if (from == to) {
+            cr_assert_eq(links[i].latency_ns, 0);
+            cr_assert_eq(links[i].bytes_per_second, 0);
+            continue;
+        }
+        cr_assert(links[i].latency_ns > 0, "%d to %d", from, to);
+        cr_assert(links[i].bytes_per_second > 0, "%d to %d", from, to);
+        cr_assert_eq(ranks[from].comm.n_long[to], n_long, "%d to %d: %d long messages, %d elsewhere",
+                     from, to, ranks[from].comm.n_long[to], n_long);
+        cr_assert_eq(ranks[from].comm.n_sent[to], 10 * n_long, "%d to %d: %d messages", from, to,
+                     ranks[from].comm.n_sent[to]);
+    }
+}
+
+Test(comm_links, every_ordered_pair) {
+    static const int n_ranks[] = {1, 2, 3, 8};
+    for (int i = 0; i < 4; i++) {
+        struct rank ranks[MAX_RANKS];
+        struct comm_link links[MAX_RANKS * MAX_RANKS];
+        run(ranks, links, n_ranks[i], 30000000, 0);
+        check_every_link(ranks, links, n_ranks[i]);
+    }
+}
+
+/* No time at all: one round. All the time: not more than nine. */
+Test(comm_links, rounds_are_bounded) {
+    struct rank ranks[MAX_RANKS];
+    struct comm_link links[MAX_RANKS * MAX_RANKS];
+    run(ranks, links, 4, 0, 0);
+    check_every_link(ranks, links, 4);
+    cr_assert_eq(ranks[0].comm.n_long[1], 1);
+    run(ranks, links, 2, INT64_MAX / 4, 0);
+    cr_assert_eq(ranks[0].comm.n_long[1], 9);
+}
+
+/* Each message from 1 to 0 takes 2 ms more, which round trips of that pair, and no other's, hold. */
+Test(comm_links, a_slow_link_is_seen) {
+    struct rank ranks[MAX_RANKS];
+    struct comm_link links[MAX_RANKS * MAX_RANKS];
+    run(ranks, links, 3, 0, 2000000);
+    cr_assert(links[1 * 3 + 0].latency_ns >= 1000000);
+    cr_assert(links[0 * 3 + 1].latency_ns >= 1000000);
+    struct comm_link slowest = comm_links_slowest(links, 3);
+    cr_assert(slowest.latency_ns >= 1000000);
+}
+
+Test(comm_links, medians_and_their_arithmetic) {
+    int64_t short_ns[] = {9000000, 4000, 2000, 6000, 4000};
+    int64_t long_ns[] = {504000, 104000, 9, 104000, 1 << 30};
+    struct comm_link link = comm_links_summary(short_ns, long_ns, 5, 1000000);
+    cr_assert_eq(link.latency_ns, 2000, "%lld", (long long)link.latency_ns);
+    cr_assert(link.bytes_per_second == 1e10, "%g", link.bytes_per_second); /* 10^6 in 100 us */
+    int64_t alone_ns[] = {1000}, shorter_ns[] = {900};
+    link = comm_links_summary(alone_ns, shorter_ns, 1, 100);
+    cr_assert_eq(link.latency_ns, 500);
+    cr_assert(link.bytes_per_second == 100e9, "%g", link.bytes_per_second);
+    struct comm_link links[] = {{0, 0}, {5, 300}, {7, 200}, {0, 0}};
+    struct comm_link slowest = comm_links_slowest(links, 2);
+    cr_assert(slowest.latency_ns == 7 && slowest.bytes_per_second == 200);
+    slowest = comm_links_slowest(links, 1);
+    cr_assert(slowest.latency_ns == 0 && slowest.bytes_per_second == 0);
+}
+
+static void *measure_or_end(void *arg) {
+    struct rank *rank = arg;
+    if (comm_rank(&rank->comm.head) != 2) return measure(arg);
+    comm_abort(rank->comm.inner, "a rank of the test left");
+    return NULL;
+}
+
+Test(comm_links, an_ended_group_ends_it) {
+    struct comm *comms[3];
+    struct rank ranks[3];
+    struct comm_link links[9];
+    struct error err;
+    CHECK(comm_threads_create(comms, 3, &err) == STATUS_OK);
+    for (int i = 0; i < 3; i++) {
+        ranks[i] = (struct rank){
+            .comm = {.head = {&counted_ops, i, 3}, .inner = comms[i], .slow_from = -1}, .out = links};
+        CHECK(pthread_create(&ranks[i].thread, NULL, measure_or_end, &ranks[i]) == 0);
+    }
+    for (int i = 0; i < 3; i++) pthread_join(ranks[i].thread, NULL);
+    for (int i = 0; i < 3; i++) comm_destroy(comms[i]);
+    for (int i = 0; i < 2; i++) cr_assert_eq(ranks[i].status, STATUS_ABORTED, "rank %d", i);
+}
