@@ -64,6 +64,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t event) {
+    if (double_settings.on_query != NULL) double_settings.on_query();
     if (double_settings.query_code != 0) return (cudaError_t)double_settings.query_code;
     double_lock();
     double_progress();

@@ -25,6 +25,7 @@ struct nccl_double_settings {
     int refuse_code, refuse_rank, refuse_call; /* returned by that call */
     int device_code, memory_code;           /* of cudaSetDevice, cudaMalloc */
     int query_code;                         /* of cudaEventQuery */
+    void (*on_query)(void);                 /* called by cudaEventQuery before it looks; or NULL */
 };
 
 /* No faults, three looks here and there; lets go of what was set before. */

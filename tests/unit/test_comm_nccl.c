@@ -503,6 +503,30 @@ Test(comm_nccl, abort_ends_the_waits_of_all_ranks) {
     check_abort(3, 30000000);
 }
 
+static struct comm *to_end;
+
+static void end_in_between(void) {
+    comm_abort(to_end, "in between");
+}
+
+static void wait_and_be_ended(struct rank *rank) {
+    to_end = rank->comm;
+    gather_and_wait(rank);
+}
+
+/* An abort takes the group's part off the stream, which then looks as if all were done. */
+Test(comm_nccl, an_aborted_wait_is_no_success) {
+    struct nccl_double_settings settings = nccl_double_usual();
+    settings.lazy = 0;
+    settings.on_query = end_in_between;
+    struct rank ranks[MAX_RANKS] = {0};
+    use(&settings);
+    run_ranks(ranks, 1, LONG_NS, wait_and_be_ended);
+    check_words(&ranks[0], STATUS_ABORTED, "in between");
+    destroy_ranks(ranks, 1);
+    check_nothing_is_left(1, 1);
+}
+
 /* --- births that fail -------------------------------------------------------------------------- */
 
 static void nothing(struct rank *rank) {

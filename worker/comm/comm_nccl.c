@@ -80,10 +80,11 @@ static enum status look_at_nccl(struct nccl *c, bool *busy, struct error *err) {
     return status;
 }
 
-/* *busy: the stream has not yet come to the event. */
+/* *busy: the stream has not yet come to the event. The event is looked at first: an abort lets the
+ * stream go on, as if all were done. */
 static enum status look_at_event(struct nccl *c, bool *busy, struct error *err) {
-    TRY(look_at_nccl(c, busy, err));
     cudaError_t code = cudaEventQuery(c->event);
+    TRY(look_at_nccl(c, busy, err));
     if (code != cudaSuccess && code != cudaErrorNotReady) return die_of_cuda(c, code, err);
     *busy = code == cudaErrorNotReady;
     return STATUS_OK;
