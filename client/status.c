@@ -48,6 +48,18 @@ static void print_speculation(const Tandem__V1__ReplicaStatus *replica) {
            replica->draft_wait_seconds, replica->target_wait_seconds);
 }
 
+static void print_links(const Tandem__V1__ReplicaStatus *replica) {
+    bool group = replica->link_gigabytes_per_second > 0, handoff = replica->handoff_latency_us > 0;
+    if (!group && !handoff) return;
+    fputs("  links, measured at start:", stdout);
+    if (group) {
+        printf(" the slowest inside a group %.1f us, %.2f GB/s", replica->link_latency_us,
+               replica->link_gigabytes_per_second);
+    }
+    if (handoff) printf("%s hand-off %.1f us", group ? ";" : "", replica->handoff_latency_us);
+    putchar('\n');
+}
+
 static void print_replica(const Tandem__V1__ReplicaStatus *replica) {
     printf("\nreplica %s: %s%s%s\n", replica->id, replica->state,
            replica->detail[0] != '\0' ? ", " : "", replica->detail);
@@ -55,6 +67,7 @@ static void print_replica(const Tandem__V1__ReplicaStatus *replica) {
            replica->running, replica->waiting, replica->kv_blocks_used, replica->kv_blocks,
            replica->tokens_per_second);
     if (replica->drafts > 0) print_speculation(replica);
+    print_links(replica);
     printf("  %4s  %-16s %-22s %-12s %5s %12s %9s %11s\n", "rank", "host", "device", "role", "shard",
            "weights MiB", "KV MiB", "scratch MiB");
     for (size_t i = 0; i < replica->n_ranks; i++) {
@@ -89,7 +102,7 @@ static json_t *replica_json(const Tandem__V1__ReplicaStatus *replica) {
     for (size_t i = 0; i < replica->n_ranks; i++) {
         json_array_append_new(ranks, rank_json(replica->ranks[i]));
     }
-    return json_pack("{ss ss ss ss sI sI sI sI sf sI sI sI sI sI sI sf sf sf so}", "id",
+    return json_pack("{ss ss ss ss sI sI sI sI sf sI sI sI sI sI sI sf sf sf sf sf sf so}", "id",
                      replica->id, "state", replica->state,
                      "detail", replica->detail, "mode", replica->mode, "running",
                      (json_int_t)replica->running, "waiting", (json_int_t)replica->waiting,
@@ -101,7 +114,9 @@ static json_t *replica_json(const Tandem__V1__ReplicaStatus *replica) {
                      (json_int_t)replica->draft_tokens, "accepted_tokens",
                      (json_int_t)replica->accepted_tokens, "acceptance", replica->acceptance,
                      "draft_wait_seconds", replica->draft_wait_seconds, "target_wait_seconds",
-                     replica->target_wait_seconds, "ranks", ranks);
+                     replica->target_wait_seconds, "link_latency_us", replica->link_latency_us,
+                     "link_gigabytes_per_second", replica->link_gigabytes_per_second,
+                     "handoff_latency_us", replica->handoff_latency_us, "ranks", ranks);
 }
 
 static void print_json(const Tandem__V1__GetStatusResponse *status) {

@@ -133,6 +133,23 @@ static void send_plan(struct coordinator *c, struct line *line) {
     rpc_call_send(line->call, &down.base);
 }
 
+/* The policy to begin with, from what the ranks measured where that is known. */
+static void begin_policy(struct coordinator *c, struct replica *replica) {
+    const struct topology *t = &c->topology;
+    struct policy_options policy = t->policy;
+    policy.wish = c->policy_wish;
+    if (t->placement.drafter != PLACEMENT_NO_DRAFTER) {
+        struct planner_input input = t->input;
+        struct planner_candidate placed = {.split = t->placement.split,
+                                           .target_ranks = t->placement.target_degree,
+                                           .draft_ranks = t->placement.draft_degree,
+                                           .layer_width = t->max_layer_width};
+        planner_use_links(&input.machine, &replica->links, t->target.hidden);
+        policy.prior = planner_speed_model(&input, &placed);
+    }
+    policy_init(&replica->policy, &policy);
+}
+
 static void hello(struct coordinator *c, struct line *line, const Tandem__V1__Hello *message) {
     struct error err;
     struct replica *replica;
@@ -150,14 +167,16 @@ static void hello(struct coordinator *c, struct line *line, const Tandem__V1__He
         refuse(line, &err);
         return;
     }
-    struct policy_options policy = c->topology.policy;
-    policy.wish = c->policy_wish;
-    policy_init(&replica->policy, &policy);
+    begin_policy(c, replica);
     line->replica = replica;
     replica->line = line;
     log_info("replica %s joined from %s: %" PRIu32 " rank%s on %s, %s", replica->id,
              rpc_call_peer(line->call), replica->n_ranks, replica->n_ranks == 1 ? "" : "s",
              replica->ranks[0].host, replica->ranks[0].device);
+    if (replica->links.gigabytes_per_second > 0) {
+        log_info("replica %s measured its slowest link: %.1f us, %.2f GB/s", replica->id,
+                 replica->links.latency_us, replica->links.gigabytes_per_second);
+    }
     send_plan(c, line);
 }
 

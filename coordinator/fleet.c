@@ -1,6 +1,7 @@
 #include "coordinator/fleet.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -67,6 +68,48 @@ static void keep_facts(struct replica *replica, const Tandem__V1__Hello *hello) 
     }
 }
 
+/* A rank that stands alone sends no links, nor does a replica that did not measure. */
+static enum status check_links(const Tandem__V1__Hello *hello, struct error *err) {
+    const Tandem__V1__Links *links = hello->links;
+    if (links == NULL) return STATUS_OK;
+    size_t n = hello->n_ranks;
+    if (links->n_latency_ns != n * n || links->n_gigabytes_per_second != n * n) {
+        return error_set(err, STATUS_FAILED_PRECONDITION,
+                         "the hello has %zu latencies and %zu bandwidths of links; expected %zu of %zu "
+                         "ranks", links->n_latency_ns, links->n_gigabytes_per_second, n * n, n);
+    }
+    for (size_t i = 0; i < n * n; i++) {
+        float speed = links->gigabytes_per_second[i];
+        if (i / n == i % n || (speed > 0 && isfinite(speed))) continue;
+        return error_set(err, STATUS_FAILED_PRECONDITION,
+                         "the link from rank %zu to %zu has %g GB/s; expected more than 0", i / n,
+                         i % n, (double)speed);
+    }
+    return STATUS_OK;
+}
+
+static void take_slower(struct planner_links *out, const Tandem__V1__Links *links, size_t i) {
+    double latency = (double)links->latency_ns[i] / 1e3, speed = links->gigabytes_per_second[i];
+    if (latency > out->latency_us) out->latency_us = latency;
+    bool first = out->gigabytes_per_second == 0;
+    if (first || speed < out->gigabytes_per_second) out->gigabytes_per_second = speed;
+}
+
+/* Once it is placed: links inside groups carry collectives, that between the leaders the hand-off. */
+static void keep_links(struct replica *replica, const Tandem__V1__Hello *hello) {
+    const struct placement *p = &replica->placement;
+    size_t n = hello->n_ranks;
+    if (hello->links == NULL) return;
+    for (size_t i = 0; i < n * n; i++) {
+        bool same_group = (i / n < p->target_degree) == (i % n < p->target_degree);
+        if (i / n != i % n && same_group) take_slower(&replica->links, hello->links, i);
+    }
+    if (p->split != PLACEMENT_DISJOINT) return;
+    uint32_t there = hello->links->latency_ns[p->target_degree];
+    uint32_t back = hello->links->latency_ns[p->target_degree * n];
+    replica->links.handoff_us = (double)(there > back ? there : back) / 1e3;
+}
+
 enum status fleet_join(struct fleet *fleet, struct replica **out, const Tandem__V1__Hello *hello,
                        const struct placement_wish *wish, struct error *err) {
     struct replica *replica = NULL;
@@ -83,6 +126,7 @@ enum status fleet_join(struct fleet *fleet, struct replica **out, const Tandem__
     }
     TRY(take_place(fleet, &replica, hello->replica_id, err));
     enum status status = check_ranks(hello, err);
+    if (status == STATUS_OK) status = check_links(hello, err);
     if (status == STATUS_OK) {
         uint32_t n_ranks = hello->n_ranks > UINT32_MAX ? UINT32_MAX : (uint32_t)hello->n_ranks;
         status = placement_plan(&replica->placement, n_ranks, wish, err);
@@ -93,6 +137,7 @@ enum status fleet_join(struct fleet *fleet, struct replica **out, const Tandem__
         return status;
     }
     keep_facts(replica, hello);
+    keep_links(replica, hello);
     replica->state = REPLICA_LOADING;
     *out = replica;
     return STATUS_OK;

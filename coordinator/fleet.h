@@ -12,6 +12,7 @@
 
 #include "common/error.h"
 #include "coordinator/placement.h"
+#include "coordinator/planner.h"
 #include "coordinator/policy.h"
 #include "coordinator/speculation_facts.h"
 #include "tandem/v1/replica.pb-c.h"
@@ -39,6 +40,7 @@ struct replica {
     struct placement placement;
     uint32_t n_ranks;
     struct replica_rank ranks[PLACEMENT_MAX_RANKS];
+    struct planner_links links;      /* as its ranks measured them */
     uint32_t kv_blocks, max_sequences, max_context; /* once ready */
     uint64_t checkpoint_fingerprint;
     Tandem__V1__StepStats stats;     /* of the last step; its spec is NULL: see speculation */

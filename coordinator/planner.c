@@ -25,6 +25,15 @@ struct planner_machine planner_machine_default(void) {
     };
 }
 
+void planner_use_links(struct planner_machine *machine, const struct planner_links *links,
+                       int width) {
+    if (links->gigabytes_per_second > 0) {
+        double bytes = width * (double)sizeof(float);
+        machine->collective_us = links->latency_us + bytes / (links->gigabytes_per_second * 1e3);
+    }
+    if (links->handoff_us > 0) machine->handoff_us = links->handoff_us;
+}
+
 /* ---- memory ---------------------------------------------------------------------------------- */
 
 /* As worker/capacity.c and worker/rank.c add it up. */

@@ -28,6 +28,16 @@ struct planner_machine {
 };
 struct planner_machine planner_machine_default(void); /* a core of a server processor */
 
+/* What ranks measured of the links between them; 0: not measured, or no such link. */
+struct planner_links {
+    double latency_us, gigabytes_per_second; /* of the slowest link inside a group */
+    double handoff_us;                       /* between the leaders of target and draft */
+};
+
+/* Puts what was measured in place of what is declared: a collective moves a row of `width` floats. */
+void planner_use_links(struct planner_machine *machine, const struct planner_links *links,
+                       int width);
+
 struct planner_limits {
     uint32_t max_sequences, max_step_tokens;
     uint32_t max_context;    /* what will be served */

@@ -68,6 +68,9 @@ static void describe(struct replica_answer *out, const struct replica *replica, 
     status->kv_blocks = replica->kv_blocks;
     status->kv_blocks_used = replica->stats.kv_blocks_used;
     status->tokens_per_second = replica_rate(replica, now_ns);
+    status->link_latency_us = replica->links.latency_us;
+    status->link_gigabytes_per_second = replica->links.gigabytes_per_second;
+    status->handoff_latency_us = replica->links.handoff_us;
     describe_speculation(status, replica);
 }
 

@@ -1,5 +1,6 @@
 #include "coordinator/fleet.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -169,4 +170,74 @@ Test(fleet, a_replica_with_a_draft_on_ranks_of_its_own) {
                  STATUS_FAILED_PRECONDITION);
     cr_assert(strstr(err.text, "start mpirun with -n 16"), "%s", err.text);
     fleet_free(&fleet);
+}
+
+/* ---- links ----------------------------------------------------------------------------------- */
+
+struct links {
+    Tandem__V1__Links message;
+    uint32_t latency_ns[MAX_TEST_RANKS * MAX_TEST_RANKS];
+    float speeds[MAX_TEST_RANKS * MAX_TEST_RANKS];
+};
+
+/* All alike, 1000 ns and 8 GB/s. */
+static void add_links(struct hello *hello, struct links *links) {
+    size_t n = hello->message.n_ranks;
+    tandem__v1__links__init(&links->message);
+    for (size_t i = 0; i < n * n; i++) {
+        links->latency_ns[i] = i / n == i % n ? 0 : 1000;
+        links->speeds[i] = i / n == i % n ? 0 : 8;
+    }
+    links->message.latency_ns = links->latency_ns;
+    links->message.gigabytes_per_second = links->speeds;
+    links->message.n_latency_ns = links->message.n_gigabytes_per_second = n * n;
+    hello->message.links = &links->message;
+}
+
+/* Target on 0 and 1, draft on 2 and 3: what lies inside a group, and between the leaders 0 and 2. */
+Test(fleet, links_are_kept_by_what_they_carry) {
+    struct placement_wish wish = {.drafter = PLACEMENT_MODEL, .target_ranks = 2, .draft_ranks = 2,
+                                  .n_ranks = 4};
+    struct fleet fleet = {0};
+    struct replica *replica = NULL;
+    struct hello hello;
+    struct links links;
+    struct error err;
+    say_hello(&hello, "r1", 4);
+    add_links(&hello, &links);
+    links.latency_ns[1 * 4 + 0] = 3000;  /* target */
+    links.speeds[2 * 4 + 3] = 2;         /* draft */
+    links.latency_ns[2 * 4 + 0] = 9000;  /* the leaders */
+    links.latency_ns[1 * 4 + 3] = 77000; /* nobody's */
+    links.speeds[3 * 4 + 0] = 1;
+    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, &wish, &err), STATUS_OK);
+    cr_assert_eq(replica->links.latency_us, 3, "%g", replica->links.latency_us);
+    cr_assert_eq(replica->links.gigabytes_per_second, 2);
+    cr_assert_eq(replica->links.handoff_us, 9, "%g", replica->links.handoff_us);
+    replica_lost(replica, "for the test");
+    hello.message.links = NULL;
+    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, &wish, &err), STATUS_OK);
+    cr_assert_eq(replica->links.gigabytes_per_second, 0);
+    fleet_free(&fleet);
+}
+
+Test(fleet, a_hello_with_wrong_links_is_refused) {
+    static const float speeds[] = {0, -1, NAN, INFINITY};
+    struct placement_wish wish = alone(2);
+    struct replica *replica = NULL;
+    struct hello hello;
+    struct links links;
+    struct error err;
+    for (int i = 0; i < 6; i++) {
+        struct fleet fleet = {0};
+        say_hello(&hello, "r1", 2);
+        add_links(&hello, &links);
+        if (i < 4) links.speeds[1] = speeds[i];
+        if (i == 4) links.message.n_latency_ns = 3;
+        if (i == 5) links.message.n_gigabytes_per_second = 0;
+        cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, &wish, &err),
+                     STATUS_FAILED_PRECONDITION, "case %d", i);
+        cr_assert(strstr(err.text, "link") != NULL, "%s", err.text);
+        fleet_free(&fleet);
+    }
 }

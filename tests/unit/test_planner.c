@@ -214,6 +214,18 @@ Test(planner, nothing_fits_says_what_the_smallest_needs) {
     free(p);
 }
 
+Test(planner, measured_links_replace_declared_ones) {
+    struct planner_machine machine = {.collective_us = 5, .handoff_us = 10, .layer_us = 7};
+    planner_use_links(&machine, &(struct planner_links){0}, 1000);
+    cr_assert(machine.collective_us == 5 && machine.handoff_us == 10);
+    planner_use_links(&machine, &(struct planner_links){.handoff_us = 3}, 1000);
+    cr_assert(machine.collective_us == 5 && machine.handoff_us == 3);
+    struct planner_links links = {.latency_us = 2, .gigabytes_per_second = 0.5};
+    planner_use_links(&machine, &links, 1000);
+    cr_assert(machine.collective_us == 10, "%g us", machine.collective_us); /* 4000 bytes: 8 us */
+    cr_assert(machine.handoff_us == 3 && machine.layer_us == 7);
+}
+
 /* research/easyspec-pearl.md 1.9, the line of the 8 B drafter, in milliseconds. */
 Test(planner, step_times_are_those_of_the_published_model) {
     struct pair *p = pair_create(16);
