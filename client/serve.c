@@ -80,14 +80,16 @@ static int usable_cpus(void) {
     return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
+/* Ranks that compute on one device are threads of one process: their kernels overlap there. */
+static bool shares_device(const struct supervisor *s) {
+    const char *device = options_text(s->options, "device");
+    return strncmp(device, "cuda:", 5) == 0 || strcmp(device, "emulated") == 0;
+}
+
 /* Ranks are not bound to cores: a second server on the same machine would be bound to the same
  * ones, and a rank with several threads would have one core for all of them. */
-static enum status start_replica(struct supervisor *s, struct error *err) {
+static void add_mpirun(struct supervisor *s) {
     struct arguments *a = &s->arguments;
-    const char *host = options_text(s->options, "host");
-    if (strcmp(host, "0.0.0.0") == 0) host = "127.0.0.1";
-    if (strcmp(host, "::") == 0 || strcmp(host, "[::]") == 0) host = "[::1]";
-    a->n = 0;
     arguments_add(a, "mpirun");
     arguments_add(a, "-n");
     arguments_add(a, "%d", s->n_ranks);
@@ -96,6 +98,23 @@ static enum status start_replica(struct supervisor *s, struct error *err) {
     arguments_add(a, "%s", s->n_ranks > usable_cpus() ? "--oversubscribe" : "--use-hwthread-cpus");
     if (geteuid() == 0) arguments_add(a, "--allow-run-as-root");
     arguments_add(a, "%s/tandem-worker", s->bin);
+}
+
+static enum status start_replica(struct supervisor *s, struct error *err) {
+    struct arguments *a = &s->arguments;
+    const char *host = options_text(s->options, "host");
+    if (strcmp(host, "0.0.0.0") == 0) host = "127.0.0.1";
+    if (strcmp(host, "::") == 0 || strcmp(host, "[::]") == 0) host = "[::1]";
+    a->n = 0;
+    if (shares_device(s)) {
+        arguments_add(a, "%s/tandem-worker", s->bin);
+        arguments_add(a, "--local-ranks");
+        arguments_add(a, "%d", s->n_ranks);
+    } else {
+        add_mpirun(s);
+    }
+    arguments_add(a, "--device");
+    arguments_add(a, "%s", options_text(s->options, "device"));
     arguments_add(a, "--coordinator");
     arguments_add(a, "%s:%d", host, s->grpc_port);
     arguments_add(a, "--isa");

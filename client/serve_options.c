@@ -12,13 +12,16 @@ const struct options_row serve_option_rows[] = {
     {.name = "target-ranks", .type = OPTIONS_COUNT, .group = "Model", .value = "T",
      .help = "ranks the model is spread over: 1, 2, 4 or 8; without it 1, or with --ranks what the "
              "planner chooses", .low = 1, .high = 8},
-    {.name = "weights", .type = OPTIONS_CHOICE, .group = "Model", .choices = "bf16|int8",
-     .help = "format of the weights in memory; int8 is quantised while loading",
+    {.name = "weights", .type = OPTIONS_CHOICE, .group = "Model", .choices = "bf16|int8|fp8",
+     .help = "format of the weights in memory; int8 and fp8 (e4m3, on GPUs) are quantised while "
+             "loading",
      .initial = "bf16"},
-    {.name = "device", .type = OPTIONS_CHOICE, .group = "Model", .choices = "auto|cpu",
-     .help = "what computes", .initial = "auto"},
+    {.name = "device", .type = OPTIONS_TEXT, .group = "Model", .value = "auto|cpu|cuda|cuda:K|emulated",
+     .help = "what computes: auto takes a CUDA device where there is one; cuda gives each rank its own, "
+             "cuda:K gives all ranks that one, as threads of one process; emulated runs the CUDA "
+             "kernels on the CPU, slowly, to try them", .initial = "auto"},
     {.name = "isa", .type = OPTIONS_CHOICE, .group = "Model",
-     .choices = "auto|amx|avx512|avx2|portable", .help = "instruction set of the kernels",
+     .choices = "auto|amx|avx512|avx2|portable", .help = "instruction set of the CPU's kernels",
      .initial = "auto"},
     {.name = "threads", .type = OPTIONS_COUNT, .group = "Model", .value = "N",
      .help = "compute threads of each rank", .initial = "1", .low = 1, .high = 256},

@@ -15,6 +15,13 @@ static inline const char *dtype_name(enum dtype dtype) {
     return names[dtype];
 }
 
+/* A format that weights can be kept in, by its name on command lines; -1: none of bf16, int8, fp8. */
+static inline int dtype_of_weights(const char *name) {
+    if (strcmp(name, "bf16") == 0) return DTYPE_BF16;
+    if (strcmp(name, "int8") == 0) return DTYPE_I8;
+    return strcmp(name, "fp8") == 0 ? DTYPE_F8 : -1;
+}
+
 static inline float bf16_to_f32(uint16_t value) {
     uint32_t bits = (uint32_t)value << 16;
     float out;

@@ -6,13 +6,13 @@
 
 #include "common/philox.h"
 
-static inline float gumbel_bits_to_f32(uint32_t bits) {
+PHILOX_ANYWHERE float gumbel_bits_to_f32(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
 }
 
-static inline uint32_t gumbel_f32_to_bits(float value) {
+PHILOX_ANYWHERE uint32_t gumbel_f32_to_bits(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     return bits;
@@ -20,7 +20,7 @@ static inline uint32_t gumbel_f32_to_bits(float value) {
 
 /* Natural logarithm of a positive normal x, within 2 ulp or 1e-7 near 1: x = m * 2^e with m in
  * [sqrt(1/2), sqrt(2)), log m = 2 artanh(s), s = (m-1)/(m+1), as a series in s^2. */
-static inline float gumbel_log(float x) {
+PHILOX_ANYWHERE float gumbel_log(float x) {
     uint32_t bits = gumbel_f32_to_bits(x);
     int32_t exponent = (int32_t)(bits - 0x3f3504f3u) >> 23; /* 0x3f3504f3: sqrt(1/2) */
     float m = gumbel_bits_to_f32(bits - ((uint32_t)exponent << 23));
@@ -34,7 +34,7 @@ static inline float gumbel_log(float x) {
 }
 
 /* e^x, within 2 ulp; 0 below -87.3, where results stop being normal; x at most 88. */
-static inline float gumbel_exp(float x) {
+PHILOX_ANYWHERE float gumbel_exp(float x) {
     if (!(x > -87.3f)) return 0.0f;
     float k = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: rounds to an integer in the low bits */
     int32_t n = (int32_t)(gumbel_f32_to_bits(k) - 0x4b400000u);
@@ -53,12 +53,13 @@ static inline float gumbel_exp(float x) {
 /* Standard Gumbel noise of 32 random bits: -log(-log u). Its range, for skipping what cannot win: */
 #define GUMBEL_MAX 16.64f
 #define GUMBEL_MIN (-2.82f)
-static inline float gumbel_noise(uint32_t bits) {
+PHILOX_ANYWHERE float gumbel_noise(uint32_t bits) {
     return -gumbel_log(-gumbel_log(philox_uniform(bits)));
 }
 
 /* The four random words of tokens 4i .. 4i+3 at a position of a request. */
-static inline void gumbel_words(uint32_t out[4], uint64_t seed, int64_t position, uint32_t token_i4) {
+PHILOX_ANYWHERE void gumbel_words(uint32_t out[4], uint64_t seed, int64_t position,
+                                  uint32_t token_i4) {
     uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
     uint32_t counter[4] = {(uint32_t)position, (uint32_t)((uint64_t)position >> 32), token_i4,
                            (uint32_t)PHILOX_COUPLE};

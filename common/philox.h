@@ -6,9 +6,17 @@
 #pragma once
 #include <stdint.h>
 
+/* Kernels read these headers too. */
+#if defined(__CUDACC__)
+#define PHILOX_ANYWHERE static __host__ __device__ inline
+#else
+#define PHILOX_ANYWHERE static inline
+#endif
+
 enum philox_purpose { PHILOX_COUPLE = 0, PHILOX_ACCEPT = 1, PHILOX_RESIDUAL = 2 };
 
-static inline void philox4x32_10(uint32_t out[4], const uint32_t counter[4], const uint32_t key[2]) {
+PHILOX_ANYWHERE void philox4x32_10(uint32_t out[4], const uint32_t counter[4],
+                                   const uint32_t key[2]) {
     uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
     uint32_t k0 = key[0], k1 = key[1];
     for (int round = 0; round < 10; round++) {
@@ -31,6 +39,6 @@ static inline void philox4x32_10(uint32_t out[4], const uint32_t counter[4], con
 
 /* Random bits to a uniform float strictly inside (0, 1): (h + 1/2) / 2^23 with h the top 23 bits,
  * exact in f32; never 0, never 1. */
-static inline float philox_uniform(uint32_t bits) {
+PHILOX_ANYWHERE float philox_uniform(uint32_t bits) {
     return ((float)(bits >> 9) + 0.5f) * 0x1p-23f;
 }

@@ -27,7 +27,7 @@
 
 struct coordinator_options {
     const char *model_dir;
-    const char *weights;           /* "bf16" or "int8" */
+    const char *weights;           /* "bf16", "int8" or "fp8" */
     const char *draft;             /* a folder, "ngram", NULL: none */
     int mode;                      /* enum spec_mode; -1: auto */
     uint32_t target_ranks, draft_ranks, n_ranks; /* 0: chosen (topology.h) */

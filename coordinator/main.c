@@ -20,7 +20,8 @@ static const char help[] =
     "  --model DIR              Hugging Face folder; the workers read the same path\n"
     "  --target-ranks T         ranks the model is spread over: 1, 2, 4 or 8 (1; with --ranks the\n"
     "                           planner's)\n"
-    "  --weights bf16|int8      format of the weights in the workers' memory (bf16)\n"
+    "  --weights FORMAT         format of the weights in the workers' memory: bf16,\n"
+    "                           int8, or on GPUs fp8 (bf16)\n"
     "\n"
     "Speculation\n"
     "  --draft DIR|ngram        draft model, or look-up in the text so far (none)\n"
@@ -217,9 +218,7 @@ static void set_option(struct program *program, int id, const char *name, const 
     case OPTION_MODEL: options->model_dir = value; break;
     case OPTION_EXPLAIN_PLAN: program->explain = true; break;
     case OPTION_WEIGHTS:
-        if (strcmp(value, "bf16") != 0 && strcmp(value, "int8") != 0) {
-            bad_usage(name, value, "bf16 or int8");
-        }
+        if (dtype_of_weights(value) < 0) bad_usage(name, value, "bf16, int8 or fp8");
         options->weights = value;
         break;
     case OPTION_HOST: options->host = value; break;

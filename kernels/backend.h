@@ -75,6 +75,7 @@ bool backend_isa_available(enum backend_isa isa);
  * driver. UNAVAILABLE, in one sentence, without module, driver or device. */
 struct backend_device {
     char name[64];
+    int n_devices;    /* of its kind, here */
     int major, minor; /* compute capability */
     int64_t memory_bytes, free_bytes;
 };

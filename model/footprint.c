@@ -10,13 +10,16 @@ static size_t round_up(size_t value, size_t unit) {
 }
 
 /* A packed weight: rows padded to whole panels, every leaf's columns padded by itself, and for int8
- * one scale (f32) and one sum of weights (int32, for unsigned activations) per row and leaf. */
+ * one scale (f32) and one sum of weights (int32, for unsigned activations) per row and leaf; for fp8
+ * the scale. */
 static size_t packed_bytes(int n, const int *leaf_begin, int n_leaves, enum dtype weights) {
     size_t columns = 0, rows = round_up((size_t)n, PANEL_ROWS);
     for (int i = 0; i < n_leaves; i++) {
         columns += round_up((size_t)(leaf_begin[i + 1] - leaf_begin[i]), PANEL_COLUMNS);
     }
-    size_t scales = weights == DTYPE_I8 ? rows * (size_t)n_leaves * 8 : 0;
+    size_t scales = weights == DTYPE_I8   ? rows * (size_t)n_leaves * 8
+                    : weights == DTYPE_F8 ? rows * (size_t)n_leaves * 4
+                                          : 0;
     return rows * columns * dtype_bytes(weights) + scales;
 }
 

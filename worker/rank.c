@@ -4,10 +4,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "worker/comm/comm_device.h"
+#include "worker/comm/comm_staged.h"
 #include "worker/draft/draft_service.h"
 #include "worker/draft/model_drafter.h"
 #include "worker/draft/ngram_drafter.h"
 #include "worker/draft/remote_drafter.h"
+
+/* The longest that ranks wait for each other's devices; loading and planning are not among it. */
+#define DEVICE_DEADLINE_NS (60LL * 1000000000)
 
 /* A model as this rank sees it. */
 struct part {
@@ -15,6 +20,7 @@ struct part {
     int shard_i; /* -1: no shard here */
     struct shard shard;
     struct transformer *transformer;
+    struct comm *tensors; /* owned: the group's way between devices; NULL: the group itself */
 };
 
 struct rank {
@@ -113,6 +119,18 @@ static struct footprint draft_footprint(const struct rank *r) {
                               plan->max_layer_width);
 }
 
+/* A device keeps embeddings of its own. */
+static size_t table_bytes(const struct rank *r) {
+    size_t bytes = 0;
+    for (int model = 0; model < ENGINE_N_MODELS; model++) {
+        if (r->parts[model].shard_i < 0) continue;
+        struct checkpoint_tensor tensor =
+            checkpoint_tensor(r->parts[model].checkpoint, CHECKPOINT_EMBEDDING, 0);
+        bytes += (size_t)(tensor.rows * tensor.cols) * dtype_bytes(tensor.dtype);
+    }
+    return bytes;
+}
+
 static enum status compute_capacity(struct rank *r, struct error *err) {
     const struct rank_plan *plan = r->options.plan;
     bool has_target = r->parts[ENGINE_TARGET].shard_i >= 0;
@@ -129,6 +147,7 @@ static enum status compute_capacity(struct rank *r, struct error *err) {
         .kv_budget_bytes = plan->kv_budget_bytes,
     };
     if (has_target) request.beside = draft_footprint(r);
+    if (r->options.isa >= BACKEND_CUDA) request.beside.weights_bytes += table_bytes(r);
     return capacity_compute(&r->capacity, &request, err);
 }
 
@@ -175,6 +194,7 @@ void rank_close(struct rank *r) {
     engine_destroy(r->engine);
     for (int model = 0; model < ENGINE_N_MODELS; model++) {
         transformer_destroy(r->parts[model].transformer);
+        comm_destroy(r->parts[model].tensors);
         if (r->parts[model].checkpoint != NULL) checkpoint_close(r->parts[model].checkpoint);
     }
     backend_destroy(r->backend);
@@ -209,15 +229,38 @@ const char *rank_role(const struct rank *r) {
 
 /* --- loading ---------------------------------------------------------------------------------- */
 
+/* Collective over the group. A device of one's own exchanges over NCCL, one that is shared through
+ * the host. */
+static enum status connect_devices(struct rank *r, enum engine_model model, struct comm *group,
+                                   struct error *err) {
+    struct part *part = &r->parts[model];
+    void *stream = backend_stream(r->backend);
+    if (stream == NULL || comm_size(group) == 1) return STATUS_OK;
+    if (r->options.isa != BACKEND_CUDA || r->options.shares_device) {
+        part->tensors = comm_staged_create(group, r->backend);
+        return STATUS_OK;
+    }
+    const struct comm_device_module *module;
+    struct comm_nccl_options options = {
+        .name = model == ENGINE_DRAFT ? "draft" : "target",
+        .device = r->options.device,
+        .deadline_ns = DEVICE_DEADLINE_NS,
+    };
+    TRY(comm_device_open(&module, NULL, err));
+    return comm_device_create(&part->tensors, module, group, stream, &options, err);
+}
+
 static enum status load_part(struct rank *r, enum engine_model model, struct error *err) {
     struct part *part = &r->parts[model];
     const struct rank_plan *plan = r->options.plan;
     if (part->shard_i < 0) return STATUS_OK;
     bool draft = model == ENGINE_DRAFT;
+    struct comm *group = draft ? r->loading.comms.draft : r->loading.comms.target;
+    TRY(connect_devices(r, model, group, err));
     struct transformer_options options = {
         .checkpoint = part->checkpoint,
         .backend = r->backend,
-        .group = draft ? r->loading.comms.draft : r->loading.comms.target,
+        .group = part->tensors != NULL ? part->tensors : group,
         .weights = plan->weights,
         .n_blocks = r->loading.n_blocks,
         .max_rows = rows_of(plan),
@@ -249,6 +292,7 @@ enum status rank_load(struct rank *r, const struct rank_loading *loading, struct
         .n_threads = r->options.n_threads,
         .max_rows = rows_of(plan),
         .max_width = max_width(r),
+        .device = r->options.device,
     };
     TRY(backend_create(&r->backend, &backend, err));
     TRY(load_part(r, ENGINE_TARGET, err));
@@ -306,6 +350,7 @@ static struct drafter *model_drafter(struct rank *r) {
         .prefix_cache = plan->prefix_cache,
         .keeps_distributions = plan->rule == SAMPLING_REJECTION,
         .keeps_fuzzy = plan->keeps_fuzzy,
+        .feeds = backend_stream(r->backend) != NULL && plan->draft_degree == 1,
     };
     return model_drafter_create(&options);
 }

@@ -50,7 +50,8 @@ int rank_plan_draft_leader(const struct rank_plan *plan);
 /* Rows whose logits a step may want. */
 int rank_plan_logit_rows(const struct rank_plan *plan);
 
-/* The groups of a rank; NULL where it is no member. Borrowed. */
+/* The groups of a rank, of host memory; NULL where it is no member. Borrowed. Tensors of a device go
+ * through groups that the rank makes of them. */
 struct rank_comms {
     struct comm *target, *draft, *pair;
 };
@@ -59,6 +60,8 @@ struct rank_options {
     const struct rank_plan *plan; /* borrowed */
     int rank;
     enum backend_isa isa; /* not AUTO */
+    int device;           /* CUDA: which */
+    bool shares_device;   /* with another rank: no NCCL */
     int n_threads;
     int64_t memory_bytes; /* available to this rank */
 };

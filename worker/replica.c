@@ -7,6 +7,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "worker/capacity.h"
+#include "worker/device.h"
 #include "worker/host.h"
 #include "worker/link.h"
 #include "worker/rank.h"
@@ -27,7 +28,7 @@ struct replica {
     struct rank *rank;
     struct trace *trace;
     int n_blocks; /* of each pool: the smallest of the ranks */
-    enum backend_isa isa; /* resolved: never AUTO */
+    struct device device; /* resolved */
     int64_t progress_at_ns;
 };
 
@@ -59,23 +60,49 @@ static enum status agree(struct replica *r, enum status mine, struct error *err)
 
 static enum status gather_facts(struct replica *r, struct error *err) {
     struct host_facts mine;
-    char device[64];
-    snprintf(device, sizeof device, "cpu (%s)", backend_isa_to_name(r->isa));
-    host_facts_read(&mine, device);
+    host_facts_read(&mine, r->device.text);
+    if (r->device.memory_bytes >= 0) mine.memory_bytes = r->device.memory_bytes;
     r->facts = xcalloc((size_t)r->n_ranks, sizeof *r->facts);
     return comm_all_gather(r->world, r->facts, &mine, sizeof mine, err);
 }
 
-/* The host's memory, shared out among the ranks that stand on it. */
+/* Whether two ranks take their memory from the same place: one device of one host. */
+static bool share_memory(const struct replica *r, int a, int b) {
+    return strcmp(r->facts[a].host, r->facts[b].host) == 0 &&
+           strcmp(r->facts[a].device, r->facts[b].device) == 0;
+}
+
+static int n_sharers(const struct replica *r, int rank) {
+    int n = 0;
+    for (int i = 0; i < r->n_ranks; i++) n += share_memory(r, i, rank);
+    return n;
+}
+
+/* The memory of the host or device, shared out among the ranks that stand on it. */
 static int64_t memory_of_rank(const struct replica *r, int rank) {
-    int sharers = 0;
     int64_t bytes = r->facts[rank].memory_bytes;
     for (int i = 0; i < r->n_ranks; i++) {
-        if (strcmp(r->facts[i].host, r->facts[rank].host) != 0) continue;
-        sharers++;
+        if (!share_memory(r, i, rank)) continue;
         if (r->facts[i].memory_bytes < bytes) bytes = r->facts[i].memory_bytes;
     }
-    return bytes / sharers;
+    return bytes / n_sharers(r, rank);
+}
+
+/* Bits agree within one kind of device only ("cuda:0 (9.0)" and "cuda:1 (9.0)" are of one). */
+static enum status check_devices(const struct replica *r, struct error *err) {
+    const char *kind = strchr(r->facts[0].device, '(');
+    for (int i = 1; i < r->n_ranks; i++) {
+        const char *other = strchr(r->facts[i].device, '(');
+        bool same_sort = strncmp(r->facts[i].device, r->facts[0].device, 4) == 0;
+        if (same_sort && (kind == NULL ? other == NULL : other != NULL && strcmp(kind, other) == 0)) {
+            continue;
+        }
+        return error_set(err, STATUS_FAILED_PRECONDITION,
+                         "rank %d computes on %s, rank 0 on %s: their bits would differ; give all "
+                         "ranks the same --device and --isa", i, r->facts[i].device,
+                         r->facts[0].device);
+    }
+    return STATUS_OK;
 }
 
 static enum status copy_dir(char out[RANK_MAX_PATH], const char *dir, struct error *err) {
@@ -146,7 +173,12 @@ static enum status accept_plan(struct replica *r, const Tandem__V1__Plan *plan,
     TRY(copy_dir(out->draft_dir, plan->draft_dir, err));
     out->fingerprint = plan->checkpoint_fingerprint;
     out->draft_fingerprint = plan->draft_checkpoint_fingerprint;
-    out->weights = strcmp(plan->weights, "int8") == 0 ? DTYPE_I8 : DTYPE_BF16;
+    int weights = dtype_of_weights(plan->weights);
+    if (weights < 0) {
+        return error_set(err, STATUS_INVALID_ARGUMENT,
+                         "the plan has weights \"%s\", expected bf16, int8 or fp8", plan->weights);
+    }
+    out->weights = (enum dtype)weights;
     out->kv_budget_bytes = (int64_t)plan->kv_budget_bytes;
     out->max_sequences = (int32_t)plan->max_sequences;
     out->max_step_tokens = (int32_t)plan->max_step_tokens;
@@ -196,7 +228,9 @@ static enum status open_rank(struct replica *r, struct error *err) {
     struct rank_options options = {
         .plan = &r->plan,
         .rank = r->rank_i,
-        .isa = r->isa,
+        .isa = r->device.isa,
+        .device = r->device.index,
+        .shares_device = n_sharers(r, r->rank_i) > 1,
         .n_threads = r->options->n_threads,
         .memory_bytes = memory_of_rank(r, r->rank_i),
     };
@@ -255,7 +289,7 @@ static enum status make_group(struct replica *r, struct comm **out, int first, i
     int members[REPLICA_MAX_RANKS];
     if (r->rank_i < first || r->rank_i >= first + n) return STATUS_OK;
     for (int i = 0; i < n; i++) members[i] = first + i;
-    return comm_mpi_group(out, members, n, err);
+    return r->options->make_group(out, r->world, members, n, err);
 }
 
 static enum status make_groups(struct replica *r, struct error *err) {
@@ -265,7 +299,7 @@ static enum status make_groups(struct replica *r, struct error *err) {
     int leader = rank_plan_draft_leader(plan);
     TRY(make_group(r, &r->comms.draft, leader < 0 ? 0 : leader, plan->draft_degree, err));
     if (leader < 0 || (r->rank_i != 0 && r->rank_i != leader)) return STATUS_OK;
-    return comm_mpi_group(&r->comms.pair, (int[]){0, leader}, 2, err);
+    return r->options->make_group(&r->comms.pair, r->world, (int[]){0, leader}, 2, err);
 }
 
 static enum status begin_trace(struct replica *r, struct error *err) {
@@ -464,18 +498,26 @@ static void end(struct replica *r, enum status status, const struct error *err) 
     free(r->facts);
 }
 
-static enum status resolve_isa(struct replica *r, struct error *err) {
-    r->isa = r->options->isa == BACKEND_AUTO ? backend_isa_best() : r->options->isa;
-    if (backend_isa_available(r->isa)) return STATUS_OK;
-    return error_set(err, STATUS_FAILED_PRECONDITION,
-                     "--isa %s is not available on this processor; the best here is %s",
-                     backend_isa_to_name(r->isa), backend_isa_to_name(backend_isa_best()));
+/* How many ranks before this one stand on its host. */
+static enum status count_local(struct replica *r, int *local_rank, struct error *err) {
+    struct host_facts mine;
+    host_facts_read(&mine, "");
+    struct host_facts *all = xcalloc((size_t)r->n_ranks, sizeof *all);
+    enum status status = comm_all_gather(r->world, all, &mine, sizeof mine, err);
+    *local_rank = 0;
+    for (int i = 0; i < r->rank_i; i++) *local_rank += strcmp(all[i].host, mine.host) == 0;
+    free(all);
+    return status;
 }
 
 static enum status run(struct replica *r, struct error *err) {
-    enum status status = resolve_isa(r, err);
+    int local_rank;
+    TRY(count_local(r, &local_rank, err));
+    enum status status =
+        device_resolve(&r->device, r->options->device, r->options->isa, local_rank, err);
     TRY(agree(r, status, err));
     TRY(gather_facts(r, err));
+    TRY(check_devices(r, err));
     TRY(load(r, err));
     TRY(r->rank_i == 0 ? lead(r, err) : rank_follow(r->rank, err));
     if (r->trace == NULL) return STATUS_OK;

@@ -14,8 +14,12 @@
 struct replica_options {
     const char *coordinator; /* "host:port" */
     const char *id;          /* names the replica at the coordinator */
-    enum backend_isa isa;
+    const char *device;      /* see device.h */
+    enum backend_isa isa;    /* the CPU's */
     int n_threads;           /* compute threads of each rank */
+    /* How subgroups of the world are made: comm_mpi_group or comm_threads_group. */
+    enum status (*make_group)(struct comm **out, struct comm *world, const int *members,
+                              int n_members, struct error *err);
     int64_t patience_ns;     /* how long to wait for the coordinator */
     const char *trace_file;  /* written by rank 0 when the replica is stopped; NULL: none */
 };

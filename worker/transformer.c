@@ -617,7 +617,10 @@ enum status transformer_forward(struct transformer *t, const struct transformer_
     };
     backend_pass_begin(t->backend, &t->pass);
     TRY(t->shard.degree == 1 ? replay_pass(t, batch, logits, err) : run_pass(t, batch, logits, err));
-    if (!batch->runs_on) TRY(backend_wait(t->backend, err));
+    if (!batch->runs_on) {
+        TRY(comm_complete(t->group, err));
+        TRY(backend_wait(t->backend, err));
+    }
 
     int64_t comm_ns = t->times.comm_ns - comm_before;
     t->times.kernels_ns += clock_now_ns() - start - comm_ns;

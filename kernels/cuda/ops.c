@@ -360,7 +360,7 @@ static enum status probe(struct backend_device *out, int device, struct error *e
     if (device < 0 || device >= n) {
         return error_set(err, STATUS_INVALID_ARGUMENT, "CUDA device %d, expected 0..%d", device, n - 1);
     }
-    *out = (struct backend_device){.name = "CUDA device"};
+    *out = (struct backend_device){.name = "CUDA device", .n_devices = n};
     size_t free_bytes = 0, total = 0;
     cudaDeviceGetAttribute(&out->major, cudaDevAttrComputeCapabilityMajor, device);
     cudaDeviceGetAttribute(&out->minor, cudaDevAttrComputeCapabilityMinor, device);

@@ -72,7 +72,7 @@ static void subgroups(struct tally *tally) {
         members[n_members++] = i;
     }
     struct error err = {0};
-    enum status status = comm_mpi_group(&part, members, n_members, &err);
+    enum status status = comm_mpi_group(&part, all, members, n_members, &err);
     part = made(status, part, &err);
     bool right = comm_rank(part) == place && comm_size(part) == n_members;
     note(tally, "members", right ? NULL : "another rank or size");

@@ -32,7 +32,11 @@ static struct rank_plan plan_of(bool shared, int target_degree, int draft_degree
 
 static enum status open_rank(struct rank **out, const struct rank_plan *plan, int rank,
                              int64_t memory_bytes, struct error *err) {
-    struct rank_options options = {plan, rank, BACKEND_PORTABLE, 1, memory_bytes};
+    struct rank_options options = {.plan = plan,
+                                   .rank = rank,
+                                   .isa = BACKEND_PORTABLE,
+                                   .n_threads = 1,
+                                   .memory_bytes = memory_bytes};
     return rank_open(out, &options, err);
 }
 

@@ -58,12 +58,17 @@ void comm_destroy(struct comm *comm);
 
 /* n ranks of one process: out[0..n-1], one for each thread. */
 enum status comm_threads_create(struct comm **out, int n_ranks, struct error *err);
+/* A subgroup of such a world (members in increasing rank; collective over members only, of which the
+ * caller is one). */
+enum status comm_threads_group(struct comm **out, struct comm *world, const int *members,
+                               int n_members, struct error *err);
 
-/* The ranks of MPI_COMM_WORLD, or a subgroup (members in increasing world rank; collective over
- * members only). MPI itself must have been initialised by comm_mpi_init. */
+/* The ranks of MPI_COMM_WORLD, or a subgroup of that world (members in increasing world rank;
+ * collective over members only). MPI itself must have been initialised by comm_mpi_init. */
 enum status comm_mpi_init(int *argc, char ***argv, struct error *err);
 void comm_mpi_finalize(void);
 enum status comm_mpi_world(struct comm **out, struct error *err);
-enum status comm_mpi_group(struct comm **out, const int *members, int n_members, struct error *err);
+enum status comm_mpi_group(struct comm **out, struct comm *world, const int *members, int n_members,
+                           struct error *err);
 /* Ends the whole job at once with exit status `code`. Does not return. */
 _Noreturn void comm_mpi_kill_job(int code);

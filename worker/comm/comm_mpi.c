@@ -234,15 +234,16 @@ enum status comm_mpi_world_networked(struct comm **out, struct error *err) {
     return make(out, mpi, false, err);
 }
 
-enum status comm_mpi_group(struct comm **out, const int *members, int n_members,
+enum status comm_mpi_group(struct comm **out, struct comm *world, const int *members, int n_members,
                            struct error *err) {
-    MPI_Group world, group;
+    (void)world; /* there is one */
+    MPI_Group everybody, group;
     MPI_Comm mpi;
-    MPI_Comm_group(MPI_COMM_WORLD, &world);
-    MPI_Group_incl(world, n_members, members, &group);
+    MPI_Comm_group(MPI_COMM_WORLD, &everybody);
+    MPI_Group_incl(everybody, n_members, members, &group);
     int code = MPI_Comm_create_group(MPI_COMM_WORLD, group, 0, &mpi);
     MPI_Group_free(&group);
-    MPI_Group_free(&world);
+    MPI_Group_free(&everybody);
     if (code != MPI_SUCCESS) return failed(code, "making a group", err);
     return make(out, mpi, true, err);
 }

@@ -34,3 +34,22 @@ enum status comm_threads_create(struct comm **out, int n_ranks, struct error *er
     }
     return STATUS_OK;
 }
+
+/* The first member makes all views and hands the others theirs. */
+enum status comm_threads_group(struct comm **out, struct comm *world, const int *members,
+                               int n_members, struct error *err) {
+    if (comm_rank(world) != members[0]) {
+        return comm_recv(world, out, sizeof *out, members[0], err);
+    }
+    struct comm *views[256];
+    enum status status = comm_threads_create(views, n_members, err);
+    if (status != STATUS_OK) {
+        comm_abort(world, err->text); /* the others wait */
+        return status;
+    }
+    for (int i = 1; i < n_members; i++) {
+        TRY(comm_send(world, &views[i], sizeof views[i], members[i], err));
+    }
+    *out = views[0];
+    return STATUS_OK;
+}

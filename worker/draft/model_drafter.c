@@ -47,6 +47,13 @@ struct model_drafter {
     struct sample_params *params;     /* [max_sequences], as are the next two: the pass's draws */
     struct sample_draw *draws;
     struct sample_result *results;
+    /* A block whose passes feed each other on the device: draws the host has not seen yet. */
+    bool feeds;    /* this round */
+    int n_batches;
+    int (*fed_owners)[BACKEND_MAX_FED]; /* [BACKEND_FED_BATCHES] active that a draw belongs to */
+    int n_fed[BACKEND_FED_BATCHES];
+    int32_t *fed_tokens; /* [BACKEND_FED_BATCHES][BACKEND_MAX_FED] */
+    int64_t fed_since_ns;
     struct draft_report report;
     int64_t exact_ns, fuzzy_ns, answered_ns;
     int n_exact, n_fuzzy;
@@ -189,6 +196,82 @@ static void add_rows(struct model_drafter *d, int slot, int from, int n_rows, in
     d->logit_rows[d->n_logit_rows++] = d->n_rows - 1;
 }
 
+/* --- blocks on a device ------------------------------------------------------------------------ */
+
+/* Whether this round's tokens can stay on the device until the block is done: nothing but the next
+ * pass needs them there. */
+static bool can_feed(const struct model_drafter *d) {
+    if (!d->options.feeds || d->options.keeps_distributions) return false;
+    if (d->options.max_sequences > BACKEND_MAX_FED) return false;
+    for (int i = 0; i < d->n_actives; i++) {
+        const struct sample_params *s = &d->history->sequences[d->actives[i].slot].sampling;
+        if (s->repetition_penalty != 1 || s->presence_penalty != 0 || s->frequency_penalty != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Each chain grows by a token that only the device knows. */
+static enum status take_fed(struct model_drafter *d, float *logits, struct error *err) {
+    if (d->n_logit_rows == 0) return STATUS_OK;
+    CHECK(d->n_batches < BACKEND_FED_BATCHES);
+    TRY(begin_draws(d, logits, err));
+    for (int i = 0; i < d->n_logit_rows; i++) {
+        struct active *active = &d->actives[d->owners[i]];
+        draft_history_append(&d->history->sequences[active->slot], BACKEND_FED(i));
+        active->made++;
+        active->ended = active->made == active->plan.make;
+        d->fed_owners[d->n_batches][i] = d->owners[i];
+    }
+    d->n_fed[d->n_batches++] = d->n_logit_rows;
+    return STATUS_OK;
+}
+
+/* What a chain has behind an end token was drafted in vain. */
+static void cut_at_end(struct model_drafter *d, struct active *active) {
+    struct draft_sequence *sequence = &d->history->sequences[active->slot];
+    struct place *place = &d->places[active->slot];
+    int made = active->made, all = sequence->n_candidates;
+    for (int i = 0; i < made; i++) {
+        sequence->n_candidates = all - made + i;
+        struct sample_params params = draft_sequence_params(sequence);
+        sequence->n_candidates++;
+        int32_t token = sequence->tokens[draft_sequence_length(sequence) - 1];
+        if (params.n_banned > 0 || !draft_sequence_ends_with(sequence, token)) continue;
+        active->made = i + 1;
+        active->ended = true;
+        int length = draft_sequence_length(sequence);
+        if (place->present > length - 1) place->present = length - 1;
+        if (place->exact > place->present) place->exact = place->present;
+        return;
+    }
+}
+
+/* The host learns what was drawn. Tokens were appended in the order of batches, at the end. */
+static enum status settle_fed(struct model_drafter *d, struct error *err) {
+    if (d->n_batches == 0) return STATUS_OK;
+    TRY(backend_fed_tokens(d->options.backend, d->fed_tokens, d->n_batches, err));
+    for (int batch = d->n_batches - 1; batch >= 0; batch--) {
+        for (int i = 0; i < d->n_fed[batch]; i++) {
+            struct active *active = &d->actives[d->fed_owners[batch][i]];
+            struct draft_sequence *sequence = &d->history->sequences[active->slot];
+            int at = draft_sequence_length(sequence) - 1;
+            while (sequence->tokens[at] >= 0) at--; /* the last that is not known */
+            sequence->tokens[at] = d->fed_tokens[batch * BACKEND_MAX_FED + i];
+        }
+    }
+    for (int i = 0; i < d->n_actives; i++) cut_at_end(d, &d->actives[i]);
+    int64_t took = clock_now_ns() - d->fed_since_ns;
+    bool fuzzy = d->layer_width > 1;
+    *(fuzzy ? &d->fuzzy_ns : &d->exact_ns) += took;
+    *(fuzzy ? &d->n_fuzzy : &d->n_exact) += d->n_batches;
+    d->n_batches = 0;
+    return STATUS_OK;
+}
+
+/* --- one pass ---------------------------------------------------------------------------------- */
+
 static enum status run_pass(struct model_drafter *d, int layer_width, float **logits,
                             struct error *err) {
     struct transformer_batch batch = {
@@ -199,6 +282,7 @@ static enum status run_pass(struct model_drafter *d, int layer_width, float **lo
         .logit_rows = d->logit_rows,
         .n_logit_rows = d->n_logit_rows,
         .layer_width = layer_width,
+        .runs_on = d->feeds,
     };
     return engine_forward(d->options.engine, ENGINE_DRAFT, &batch, logits, err);
 }
@@ -293,6 +377,10 @@ static enum status first_pass(struct model_drafter *d, struct error *err) {
     TRY(run_pass(d, 1, &logits, err));
     int64_t took = clock_now_ns() - begin;
     bool steps = d->n_rows <= 2 * d->n_logit_rows;
+    if (d->feeds) {
+        publish_all(d);
+        return take_fed(d, logits, err);
+    }
     if (n_calibrated > 0) {
         d->report.calibrate_ns = took;
         trace_add(d->options.trace, "calibration", begin, begin + took);
@@ -322,6 +410,7 @@ static enum status next_pass(struct model_drafter *d, struct error *err) {
     float *logits;
     int64_t begin = clock_now_ns();
     TRY(run_pass(d, d->layer_width, &logits, err));
+    if (d->feeds) return take_fed(d, logits, err);
     int64_t took = clock_now_ns() - begin;
     if (d->layer_width > 1) {
         d->fuzzy_ns += took;
@@ -362,8 +451,15 @@ static void answer(struct model_drafter *d, struct draft_chain *chains) {
 static enum status collect(struct drafter *head, struct draft_chain *chains, bool all,
                            struct draft_report *report, struct error *err) {
     struct model_drafter *d = self(head);
+    d->feeds = can_feed(d);
+    d->fed_since_ns = clock_now_ns();
     if (!d->begun) TRY(first_pass(d, err));
-    while (wanting(d, all)) TRY(next_pass(d, err));
+    while (wanting(d, all)) {
+        if (d->n_batches == BACKEND_FED_BATCHES) TRY(settle_fed(d, err));
+        TRY(next_pass(d, err));
+    }
+    TRY(settle_fed(d, err));
+    d->feeds = false;
     answer(d, chains);
     if (!all) return STATUS_OK;
     if (d->n_exact > 0) d->report.step_ns = d->exact_ns / d->n_exact;
@@ -449,6 +545,8 @@ static void destroy(struct drafter *head) {
     }
     draft_history_destroy(d->history);
     kv_blocks_destroy(d->pool);
+    free(d->fed_owners);
+    free(d->fed_tokens);
     void *memory[] = {d->places,   d->actives, d->tokens, d->segments,
                       d->logit_rows, d->owners, d->params, d->draws, d->results};
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) free(memory[i]);
@@ -470,6 +568,8 @@ struct drafter *model_drafter_create(const struct model_drafter_options *options
     d->segments = xcalloc(n, sizeof *d->segments);
     d->logit_rows = xcalloc(n, sizeof *d->logit_rows);
     d->owners = xcalloc(n, sizeof *d->owners);
+    d->fed_owners = xcalloc(BACKEND_FED_BATCHES, sizeof *d->fed_owners);
+    d->fed_tokens = xcalloc(BACKEND_FED_BATCHES * BACKEND_MAX_FED, sizeof *d->fed_tokens);
     d->params = xcalloc(n, sizeof *d->params);
     d->draws = xcalloc(n, sizeof *d->draws);
     d->results = xcalloc(n, sizeof *d->results);

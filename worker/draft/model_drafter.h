@@ -24,6 +24,8 @@ struct model_drafter_options {
     bool prefix_cache;
     bool keeps_distributions; /* for sampling rule `rejection` */
     bool keeps_fuzzy; /* fuzzy KV passes for exact: measures what the calibration is worth */
+    bool feeds;       /* a block's tokens go from pass to pass on the device; the host waits once, at
+                         its end. For a draft on one rank */
 };
 
 struct drafter *model_drafter_create(const struct model_drafter_options *options);

@@ -1,0 +1,36 @@
+/* The emulated device's scheduling order (kernels/emulation/order.h), for tests that try all of them.
+ * The module is found as kernels/module.c finds it: a second dlopen gives the same one. */
+#pragma once
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "kernels/emulation/order.h"
+
+static inline void *emulated_symbol(const char *name) {
+    char path[4200] = {0};
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 100);
+    if (n < 0) abort();
+    strcpy(strrchr(path, '/') + 1, "../bin/tandem-cuda-emulated.so");
+    void *module = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    void *symbol = module != NULL ? dlsym(module, name) : NULL;
+    if (symbol == NULL) {
+        fprintf(stderr, "%s of %s: %s\n", name, path, dlerror());
+        abort();
+    }
+    return symbol;
+}
+
+static inline void emulated_set_order(int order, uint32_t seed) {
+    void (*set)(int, uint32_t);
+    *(void **)&set = emulated_symbol("emulation_set_order");
+    set(order, seed);
+}
+
+static inline uint64_t emulated_replays(void) {
+    uint64_t (*replays)(void);
+    *(void **)&replays = emulated_symbol("emulation_replays");
+    return replays();
+}

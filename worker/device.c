@@ -1,0 +1,65 @@
+#include "worker/device.h"
+
+#include <ctype.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* K of "cuda:K"; -1: another text. */
+static int index_of(const char *wanted) {
+    if (strncmp(wanted, "cuda:", 5) != 0 || !isdigit((unsigned char)wanted[5])) return -1;
+    char *end;
+    long index = strtol(wanted + 5, &end, 10);
+    return *end == '\0' && index < 1024 ? (int)index : -1;
+}
+
+enum status device_check(const char *wanted, struct error *err) {
+    static const char *const words[] = {"auto", "cpu", "cuda", "emulated"};
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+        if (strcmp(wanted, words[i]) == 0) return STATUS_OK;
+    }
+    if (index_of(wanted) >= 0) return STATUS_OK;
+    return error_set(err, STATUS_INVALID_ARGUMENT,
+                     "--device is \"%s\", expected auto, cpu, cuda, cuda:K or emulated", wanted);
+}
+
+static enum status resolve_cpu(struct device *out, enum backend_isa isa, struct error *err) {
+    *out = (struct device){.isa = isa == BACKEND_AUTO ? backend_isa_best() : isa,
+                           .memory_bytes = -1};
+    snprintf(out->text, sizeof out->text, "cpu (%s)", backend_isa_to_name(out->isa));
+    if (backend_isa_available(out->isa)) return STATUS_OK;
+    return error_set(err, STATUS_FAILED_PRECONDITION,
+                     "--isa %s is not available on this processor; the best here is %s",
+                     backend_isa_to_name(out->isa), backend_isa_to_name(backend_isa_best()));
+}
+
+static enum status resolve_cuda(struct device *out, int index, struct error *err) {
+    struct backend_device found;
+    TRY(backend_device_probe(&found, BACKEND_CUDA, index, err));
+    *out = (struct device){.isa = BACKEND_CUDA, .index = index, .memory_bytes = found.free_bytes};
+    snprintf(out->text, sizeof out->text, "cuda:%d (%d.%d)", index, found.major, found.minor);
+    return STATUS_OK;
+}
+
+static enum status resolve_emulated(struct device *out, struct error *err) {
+    struct backend_device found;
+    TRY(backend_device_probe(&found, BACKEND_EMULATED, 0, err));
+    *out = (struct device){.isa = BACKEND_EMULATED, .text = "emulated", .memory_bytes = -1};
+    return STATUS_OK;
+}
+
+enum status device_resolve(struct device *out, const char *wanted, enum backend_isa isa,
+                           int local_rank, struct error *err) {
+    TRY(device_check(wanted, err));
+    struct backend_device first;
+    bool any = strcmp(wanted, "auto") == 0 || strcmp(wanted, "cuda") == 0;
+    if (strcmp(wanted, "cpu") == 0) return resolve_cpu(out, isa, err);
+    if (strcmp(wanted, "emulated") == 0) return resolve_emulated(out, err);
+    if (!any) return resolve_cuda(out, index_of(wanted), err);
+    if (strcmp(wanted, "auto") == 0 &&
+        (isa != BACKEND_AUTO || backend_device_probe(&first, BACKEND_CUDA, 0, err) != STATUS_OK)) {
+        return resolve_cpu(out, isa, err);
+    }
+    TRY(backend_device_probe(&first, BACKEND_CUDA, 0, err));
+    return resolve_cuda(out, local_rank % first.n_devices, err);
+}
