@@ -8,6 +8,7 @@
 #include "common/log.h"
 #include "worker/capacity.h"
 #include "worker/device.h"
+#include "worker/hello_links.h"
 #include "worker/host.h"
 #include "worker/link.h"
 #include "worker/rank.h"
@@ -21,6 +22,7 @@ struct replica {
     struct comm *world;
     int rank_i, n_ranks;
     struct host_facts *facts; /* [n_ranks] */
+    struct hello_links links; /* rank 0 */
     struct link *link;        /* rank 0 */
     struct rank_plan plan;
     struct spec_policy policy; /* to begin with; rank 0 */
@@ -214,6 +216,7 @@ static enum status join(struct replica *r, struct error *err) {
     hello.replica_id = (char *)r->options->id;
     hello.n_ranks = (size_t)r->n_ranks;
     hello.ranks = rows;
+    if (r->links.message.n_latency_ns > 0) hello.links = &r->links.message;
     Tandem__V1__Plan *plan;
     enum status status = link_dial(&r->link, &plan, r->options->coordinator, &hello,
                                    r->options->patience_ns, err);
@@ -365,7 +368,14 @@ static enum status report_ready(struct replica *r, struct error *err) {
     return status;
 }
 
+/* Of ranks on processors, whose tensors travel as `world` does. */
+static enum status measure_links(struct replica *r, struct error *err) {
+    if (strncmp(r->facts[0].device, "cpu", 3) != 0) return STATUS_OK;
+    return hello_links_measure(&r->links, r->world, err);
+}
+
 static enum status load(struct replica *r, struct error *err) {
+    TRY(measure_links(r, err));
     enum status status = r->rank_i == 0 ? join(r, err) : STATUS_OK;
     TRY(agree(r, status, err));
     TRY(comm_broadcast(r->world, &r->plan, sizeof r->plan, 0, err));
@@ -495,6 +505,7 @@ static void end(struct replica *r, enum status status, const struct error *err) 
         if (groups[i] != NULL) comm_destroy(groups[i]);
     }
     link_close(r->link);
+    hello_links_free(&r->links);
     free(r->facts);
 }
 
