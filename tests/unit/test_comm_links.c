@@ -8,6 +8,7 @@
 #include "common/clock.h"
 #include "worker/comm/comm_internal.h"
 #include "worker/comm/comm_links.h"
+#include "worker/hello_links.h"
 
 enum { MAX_RANKS = 8, BYTES = 100000 };
 
@@ -171,4 +172,52 @@ Test(comm_links, an_ended_group_ends_it) {
     for (int i = 0; i < 3; i++) pthread_join(ranks[i].thread, NULL);
     for (int i = 0; i < 3; i++) comm_destroy(comms[i]);
     for (int i = 0; i < 2; i++) cr_assert_eq(ranks[i].status, STATUS_ABORTED, "rank %d", i);
+}
+
+/* --- as the coordinator is told ----------------------------------------------------------------- */
+
+struct teller {
+    struct comm *world;
+    pthread_t thread;
+    struct hello_links links;
+    enum status status;
+};
+
+static void *tell(void *arg) {
+    struct teller *teller = arg;
+    struct error err;
+    teller->status = hello_links_measure(&teller->links, teller->world, &err);
+    return NULL;
+}
+
+static void check_told(int n_ranks) {
+    struct comm *comms[MAX_RANKS];
+    struct teller tellers[MAX_RANKS] = {0};
+    struct error err;
+    CHECK(comm_threads_create(comms, n_ranks, &err) == STATUS_OK);
+    for (int i = 0; i < n_ranks; i++) {
+        tellers[i].world = comms[i];
+        CHECK(pthread_create(&tellers[i].thread, NULL, tell, &tellers[i]) == 0);
+    }
+    for (int i = 0; i < n_ranks; i++) pthread_join(tellers[i].thread, NULL);
+    bool right = true;
+    for (int i = 0; i < n_ranks; i++) {
+        const Tandem__V1__Links *told = &tellers[i].links.message;
+        size_t n = i == 0 && n_ranks > 1 ? (size_t)(n_ranks * n_ranks) : 0;
+        right &= tellers[i].status == STATUS_OK && told->n_latency_ns == n;
+        right &= told->n_gigabytes_per_second == n;
+        for (size_t k = 0; right && k < n; k++) {
+            bool link = k / (size_t)n_ranks != k % (size_t)n_ranks;
+            right = (told->latency_ns[k] > 0) == link && (told->gigabytes_per_second[k] > 0) == link;
+        }
+        hello_links_free(&tellers[i].links);
+        comm_destroy(comms[i]);
+    }
+    cr_assert(right, "%d ranks", n_ranks);
+}
+
+Test(comm_links, the_leader_has_them_for_its_hello) {
+    check_told(1);
+    check_told(2);
+    check_told(5);
 }
