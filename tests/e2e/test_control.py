@@ -198,6 +198,9 @@ class Control(unittest.TestCase):
         self.assertTrue(status.ready)
         self.assertEqual([r.role for r in status.replicas[0].ranks], ["target", "target"])
         self.assertGreater(status.replicas[0].ranks[0].weights_bytes, 10 << 20)
+        self.assertGreater(status.replicas[0].link_latency_us, 0)
+        self.assertGreater(status.replicas[0].link_gigabytes_per_second, 0)
+        self.assertEqual(status.replicas[0].handoff_latency_us, 0)
         plan = self.server.unary("Operations/GetPlan", o.GetPlanRequest(), o.GetPlanResponse)
         self.assertEqual((plan.mode, plan.target_degree, len(plan.ranks)), ("plain", 2, 2))
 

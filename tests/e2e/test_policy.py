@@ -136,6 +136,8 @@ class Disjoint(Serving, unittest.TestCase):
         self.assertEqual(sum(c.served for c in plan.candidates), 1)
         self.assertIn(" wins: ", plan.reason)
         self.assertEqual([r.role for r in replica_of(self.server).ranks], ["target", "draft"])
+        self.assertGreater(replica_of(self.server).handoff_latency_us, 0)
+        self.assertEqual(replica_of(self.server).link_gigabytes_per_second, 0)
 
 
 class Shared(Serving, unittest.TestCase):
