@@ -17,6 +17,7 @@ struct rank_group_options {
     int max_layer_width;
     enum dtype weights;
     enum backend_isa isa;
+    struct comm *const *comms; /* [degree], which the group takes over; NULL: of threads */
 };
 
 struct rank_group {
@@ -63,10 +64,13 @@ static inline enum status rank_group_create(struct rank_group *g,
                                             const struct rank_group_options *options,
                                             struct error *err) {
     *g = (struct rank_group){.options = *options};
+    for (int i = 0; i < options->degree && options->comms != NULL; i++) {
+        g->comms[i] = options->comms[i];
+    }
     enum status status = checkpoint_open(&g->checkpoint, options->dir, err);
     if (status == STATUS_OK) {
         g->config = checkpoint_config(g->checkpoint);
-        status = comm_threads_create(g->comms, options->degree, err);
+        if (options->comms == NULL) status = comm_threads_create(g->comms, options->degree, err);
     }
     for (int i = 0; i < options->degree && status == STATUS_OK; i++) {
         status = rank_group_create_rank(g, i, err);

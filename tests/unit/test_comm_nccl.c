@@ -12,6 +12,7 @@
 #include "common/clock.h"
 #include "tests/doubles/nccl_double.h"
 #include "tests/reference/comm_checks.h"
+#include "tests/reference/rank_group.h"
 #include "worker/comm/comm_links.h"
 #include "worker/comm/comm_nccl.h"
 
@@ -90,6 +91,10 @@ static void run_rightly(int n_ranks, uint64_t seed, int n_rounds, void (*run)(st
     destroy_ranks(ranks, n_ranks);
     check_right(ranks, n_ranks);
     check_nothing_is_left(n_ranks, 0);
+}
+
+static void nothing(struct rank *rank) {
+    (void)rank;
 }
 
 static void use(const struct nccl_double_settings *settings) {
@@ -290,6 +295,60 @@ Test(comm_nccl, groups_share_a_stream_in_order) {
     destroy_ranks(ranks, 4);
     check_right(ranks, 4);
     check_nothing_is_left(8, 0);
+}
+
+/* --- a model over it ---------------------------------------------------------------------------- */
+
+enum { N_TOKENS = 40, CHUNK = 11, VOCAB = 4096 };
+
+static float *logits_of(const struct rank_group_options *options) {
+    struct rank_group group;
+    struct error err;
+    int32_t tokens[N_TOKENS];
+    for (int i = 0; i < N_TOKENS; i++) tokens[i] = i * 97 % 4000;
+    cr_assert(rank_group_create(&group, options, &err) == STATUS_OK, "%s", err.text);
+    const size_t vocab = VOCAB;
+    CHECK(group.config->vocab == VOCAB);
+    float *logits = xcalloc(N_TOKENS * vocab, sizeof *logits);
+    for (int first = 0; first < N_TOKENS; first += CHUNK) {
+        int n = N_TOKENS - first < CHUNK ? N_TOKENS - first : CHUNK;
+        cr_assert(rank_group_feed(&group, logits + (size_t)first * vocab, tokens + first, n, first,
+                                  options->max_layer_width, &err) == STATUS_OK, "%s", err.text);
+    }
+    rank_group_destroy(&group);
+    return logits;
+}
+
+/* The CPU computes at once, so streams do as well. */
+static void check_model(int degree, bool layer_owner) {
+    struct rank_group_options options = {
+        .dir = TANDEM_SOURCE_DIR "/assets/models/llama-tale-draft", .degree = degree,
+        .layer_owner = layer_owner, .max_layer_width = layer_owner ? 2 : 1, .weights = DTYPE_BF16,
+        .isa = BACKEND_PORTABLE};
+    float *expected = logits_of(&options);
+    struct nccl_double_settings settings = nccl_double_usual();
+    settings.immediate = true;
+    settings.lazy = 0;
+    use(&settings);
+    struct rank ranks[MAX_RANKS] = {0};
+    struct comm *comms[MAX_RANKS];
+    run_ranks(ranks, degree, LONG_NS, nothing);
+    for (int i = 0; i < degree; i++) comms[i] = ranks[i].comm;
+    options.comms = comms;
+    float *logits = logits_of(&options);
+    for (int i = 0; i < degree; i++) ranks[i].comm = NULL;
+    destroy_ranks(ranks, degree);
+    check_nothing_is_left(degree, 0);
+    bool same = memcmp(logits, expected, N_TOKENS * VOCAB * sizeof *logits) == 0;
+    free(logits);
+    free(expected);
+    cr_assert(same, "%d ranks: other logits than over threads", degree);
+}
+
+Test(comm_nccl, a_model_over_it_has_the_bits_of_one_over_threads) {
+    check_model(2, false);
+    check_model(4, false);
+    check_model(2, true);
 }
 
 /* --- death ------------------------------------------------------------------------------------- */
@@ -528,10 +587,6 @@ Test(comm_nccl, an_aborted_wait_is_no_success) {
 }
 
 /* --- births that fail -------------------------------------------------------------------------- */
-
-static void nothing(struct rank *rank) {
-    (void)rank;
-}
 
 static void check_stillborn(const struct nccl_double_settings *settings, int n_ranks,
                             enum status status, const char *words) {
