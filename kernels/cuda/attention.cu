@@ -342,8 +342,7 @@ static __device__ __forceinline__ int first_piece(const struct attention_launch 
 template <int KK>
 static __global__ void __launch_bounds__(THREADS) attention_kernel(struct attention_launch a) {
     CU_DYN_SMEM(float, running);
-    __shared__ struct shared_state state;
-    struct shared_state *sh = &state;
+    CU_SHARED(struct shared_state, sh, 1);
     grid_wait();
     const struct row_place place = a.places[blockIdx.y];
     struct tile t;

@@ -1,8 +1,8 @@
 /* What every .cu file includes: CUDA as nvcc knows it, or as the emulator gives it (kernels/emulation/),
  * and the few PTX instructions the kernels use, each behind one function with both bodies.
  *
- * Kernels are launched by CU_LAUNCH and take dynamic shared memory by CU_DYN_SMEM; PTX stands nowhere
- * else. mma fragments, by lane = 4 * g + t (g = lane / 4, t = lane % 4), as in the PTX manual:
+ * Kernels are launched by CU_LAUNCH, take dynamic shared memory by CU_DYN_SMEM and static by CU_SHARED
+ * (T *name of n elements, unwritten at first); PTX stands nowhere else. mma fragments, by lane = 4 * g + t (g = lane / 4, t = lane % 4), as in the PTX manual:
  *   A m16 x k16 bf16: a[0] rows g, k 2t 2t+1; a[1] rows g+8; a[2] rows g, k 2t+8 2t+9; a[3] rows g+8, those k
  *   B k16 x n8 bf16:  b[0] k 2t 2t+1, column g; b[1] k 2t+8 2t+9
  *   C m16 x n8 f32:   c[0] c[1] row g, columns 2t 2t+1; c[2] c[3] row g+8
@@ -20,6 +20,7 @@
 #define CU_DYN_SMEM(T, name)                                                                        \
     extern __shared__ __align__(16) unsigned char name##_bytes[];                                   \
     T *name = reinterpret_cast<T *>(name##_bytes)
+#define CU_SHARED(T, name, n) __shared__ T name[n]
 #define CU_LAUNCH(kernel, grid, size, shared_bytes, stream, ...)                                    \
     kernel<<<(grid), (size), (shared_bytes), (cudaStream_t)(stream)>>>(__VA_ARGS__)
 

@@ -29,7 +29,7 @@ static __device__ __forceinline__ float norm_scale(float squares, float eps, int
 static __global__ void __launch_bounds__(THREADS)
     rmsnorm_kernel(float *out, uint16_t *packed, const float *in, const float *weight, float eps,
                    int width) {
-    __shared__ float sums[THREADS / 32];
+    CU_SHARED(float, sums, THREADS / 32);
     grid_wait();
     const int row = blockIdx.x;
     in += (size_t)row * width;
@@ -69,7 +69,7 @@ static __global__ void __launch_bounds__(THREADS)
     tree_sum_kernel(float *residual, float *normed, uint16_t *packed, const float *roots,
                     int n_roots, size_t root_stride, const float *bias, const float *weight,
                     float eps, int width) {
-    __shared__ float sums[THREADS / 32];
+    CU_SHARED(float, sums, THREADS / 32);
     grid_wait();
     const int row = blockIdx.x;
     residual += (size_t)row * width;

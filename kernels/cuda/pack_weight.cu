@@ -34,7 +34,7 @@ static __global__ void __launch_bounds__(THREADS)
     char *panel = (char *)weights + (size_t)(output / PANEL) * quads * 16;
     float inverse = 0, scale = 0;
     if (F != PRODUCT_BF16) {
-        __shared__ float largest[THREADS / 32];
+        CU_SHARED(float, largest, THREADS / 32);
         float most = 0;
         for (int i = threadIdx.x; i < n; i += THREADS) {
             float magnitude = fabsf(load_source(raw, type, from + i));

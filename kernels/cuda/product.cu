@@ -182,15 +182,15 @@ static __global__ void __launch_bounds__(THREADS) product_kernel(struct product 
     if (alone) return;
 
     /* The last leaf's block of these outputs finishes the tree. */
-    __shared__ unsigned n_before;
+    CU_SHARED(unsigned, n_before, 1);
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        n_before = atomicInc(&p.counters[blockIdx.z * gridDim.x + blockIdx.x],
+        *n_before = atomicInc(&p.counters[blockIdx.z * gridDim.x + blockIdx.x],
                              (unsigned)p.leaves.n_leaves - 1);
     }
     __syncthreads();
-    if (n_before != (unsigned)p.leaves.n_leaves - 1) return;
+    if (*n_before != (unsigned)p.leaves.n_leaves - 1) return;
     __threadfence();
     const size_t leaf_stride = (size_t)p.n_rows * p.n;
     for (int i = threadIdx.x; i < OUTPUTS * TOKENS; i += THREADS) {
@@ -276,7 +276,7 @@ extern "C" void launch_pack_bf16(struct cuda_queue queue, void *packed, const fl
 /* A block quantises one row's leaf: symmetric, by its largest magnitude. */
 static __global__ void pack_i8_kernel(uint32_t *packed, float *scales, const float *in,
                                       int in_stride, struct leaf_units leaves) {
-    __shared__ float largest[4];
+    CU_SHARED(float, largest, 4);
     grid_wait();
     const int row = blockIdx.x, leaf = blockIdx.y, n_units = leaves.unit[leaves.n_leaves];
     const int begin = leaves.column[leaf], n = leaves.column[leaf + 1] - begin;

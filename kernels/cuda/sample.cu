@@ -362,8 +362,7 @@ static __device__ __forceinline__ struct choice choice_of(const float *logits, i
 }
 
 static __global__ void __launch_bounds__(THREADS) sample_kernel(struct sample_batch batch) {
-    __shared__ struct shared_row state;
-    struct shared_row *sh = &state;
+    CU_SHARED(struct shared_row, sh, 1);
     const struct sample_row row = batch.rows[blockIdx.x];
     const int vocab = batch.vocab;
     float *logits = batch.logits + (size_t)blockIdx.x * batch.stride;
@@ -414,8 +413,7 @@ extern "C" void launch_sample(void *stream, const struct sample_batch *batch) {
 
 static __global__ void __launch_bounds__(THREADS)
     distribution_kernel(struct sample_batch batch, float *out) {
-    __shared__ struct shared_row state;
-    struct shared_row *sh = &state;
+    CU_SHARED(struct shared_row, sh, 1);
     const struct sample_row row = batch.rows[0];
     const int vocab = batch.vocab;
     apply_changes(batch.logits, vocab, row, batch);
@@ -444,9 +442,9 @@ extern "C" void launch_distribution(void *stream, const struct sample_batch *bat
 
 static __global__ void __launch_bounds__(THREADS)
     logprobs_kernel(struct sample_batch batch, int n_top, int32_t token) {
-    __shared__ struct shared_row state;
-    float total = log_sum_exp(batch.logits, batch.vocab, &state);
-    take_top(batch.results, batch.logits, batch.vocab, n_top, total, &state);
+    CU_SHARED(struct shared_row, sh, 1);
+    float total = log_sum_exp(batch.logits, batch.vocab, sh);
+    take_top(batch.results, batch.logits, batch.vocab, n_top, total, sh);
     if (threadIdx.x != 0) return;
     batch.results->made = true;
     batch.results->token = token;

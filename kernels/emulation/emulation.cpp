@@ -68,6 +68,15 @@ void die(const char *why) {
     abort();
 }
 
+void *shared_of(const void *where, size_t bytes) {
+    block *b = current_block;
+    for (shared_object &object : b->objects) {
+        if (object.where == where) return object.bytes.data();
+    }
+    b->objects.push_back({where, std::vector<char>(bytes, (char)0xff)});
+    return b->objects.back().bytes.data();
+}
+
 /* From a lane to the scheduler, until the lane is chosen again. */
 static void yield() {
     block *b = current_block;
@@ -234,6 +243,7 @@ static void run_block(block *b, size_t shared_bytes, uint32_t *random) {
     if ((int)b->lanes.size() < b->n) b->lanes.resize((size_t)b->n);
     /* A buffer of its own size every time: what is written past it is seen by ASan. */
     b->memory = std::vector<char>(shared_bytes, (char)0xff);
+    b->objects.clear();
     std::vector<int> turn((size_t)b->n);
     for (int i = 0; i < b->n; i++) {
         prepare_lane(b, i);

@@ -2,7 +2,7 @@
  *
  * A block's threads are fibers of the launching OS thread, switched at barriers and warp operations
  * only, in one of five scheduling orders, so that a missing barrier shows in at least one of them.
- * Shared memory taken with CU_DYN_SMEM starts as NaN; cp.async lands late (orders 0 to 2) or early
+ * Shared memory starts as NaN in every block; cp.async lands late (orders 0 to 2) or early
  * (3 and 4); a divergent warp operation or a barrier that not all reach ends the program with the
  * state of the threads. Tensor-core operations use the fragment layouts of the PTX manual.
  * For tests: hundreds of times slower than the CPU backend.
@@ -26,7 +26,6 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-#define __shared__ static thread_local
 #define __align__(n) alignas(n)
 
 struct dim3 {
@@ -78,7 +77,14 @@ struct lane {
     std::vector<std::vector<copy>> groups;
 };
 
+/* Static shared memory of one declaration in one block. */
+struct shared_object {
+    const void *where;
+    std::vector<char> bytes;
+};
+
 struct block {
+    std::vector<shared_object> objects;
     dim3 index, size, grid;
     std::vector<lane> lanes;
     int n = 0, n_live = 0, n_arrived = 0, current = 0, n_true = 0, last_true = 0;
@@ -94,6 +100,8 @@ struct block {
 extern thread_local block *current_block;
 extern thread_local lane *current_lane;
 
+/* What CU_SHARED declares at `where`: the same for all threads of a block, NaN at first. */
+void *shared_of(const void *where, size_t bytes);
 [[noreturn]] void die(const char *why);
 int barrier(bool predicate); /* how many arrived with true */
 uint64_t warp_operation(warp_op op, uint32_t mask, uint64_t value, int source, bool predicate);
@@ -259,4 +267,7 @@ static inline int max(int a, int b) {
 #define CU_LAUNCH(kernel, grid, size, shared_bytes, stream, ...)                                    \
     emulation::launch_kernel(kernel, (grid), (size), (shared_bytes), (cudaStream_t)(stream),        \
                              __VA_ARGS__)
+#define CU_SHARED(T, name, n)                                                                       \
+    static const char name##_where = 0;                                                             \
+    T *name = static_cast<T *>(emulation::shared_of(&name##_where, sizeof(T) * (n)))
 #define CU_DYN_SMEM(T, name) T *name = reinterpret_cast<T *>(emulation::current_block->memory.data())
