@@ -46,7 +46,8 @@ static void fill_tokens(int32_t *tokens, int n, uint64_t seed, int vocab) {
 
 static void open_group(struct rank_group *g, const char *dir, int degree, bool owner, int max_width,
                        enum dtype weights) {
-    struct rank_group_options options = {dir, degree, owner, max_width, weights, BACKEND_AUTO};
+    struct rank_group_options options = {dir,     degree,       owner, max_width,
+                                         weights, BACKEND_AUTO, NULL};
     struct error err = {.text = ""};
     cr_assert_eq(rank_group_create(g, &options, &err), STATUS_OK, "%s: %s", dir, err.text);
 }
