@@ -14,6 +14,7 @@
 
 #include "client/serve_options.h"
 #include "common/clock.h"
+#include "common/device_name.h"
 #include "common/log.h"
 
 #define SECOND_NS INT64_C(1000000000)
@@ -83,7 +84,7 @@ static int usable_cpus(void) {
 /* Ranks that compute on one device are threads of one process: their kernels overlap there. */
 static bool shares_device(const struct supervisor *s) {
     const char *device = options_text(s->options, "device");
-    return strncmp(device, "cuda:", 5) == 0 || strcmp(device, "emulated") == 0;
+    return device_name_index(device) >= 0 || strcmp(device, "emulated") == 0;
 }
 
 /* Ranks are not bound to cores: a second server on the same machine would be bound to the same

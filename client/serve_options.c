@@ -6,6 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/device_name.h"
+
 const struct options_row serve_option_rows[] = {
     {.name = "model", .type = OPTIONS_TEXT, .group = "Model", .value = "DIR",
      .help = "Hugging Face folder as downloaded: config.json, *.safetensors, tokenizer.json"},
@@ -183,7 +185,7 @@ enum status serve_options_check(const struct options *options, struct error *err
         return error_set(err, STATUS_INVALID_ARGUMENT,
                          "--%s is %" PRIu64 "; expected 1, 2, 4 or 8", degrees[i], ranks);
     }
-    return STATUS_OK;
+    return device_name_check(options_text(options, "device"), err);
 }
 
 enum status serve_options_folder(char *out, size_t size, struct error *err) {

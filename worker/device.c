@@ -1,27 +1,9 @@
 #include "worker/device.h"
 
-#include <ctype.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-/* K of "cuda:K"; -1: another text. */
-static int index_of(const char *wanted) {
-    if (strncmp(wanted, "cuda:", 5) != 0 || !isdigit((unsigned char)wanted[5])) return -1;
-    char *end;
-    long index = strtol(wanted + 5, &end, 10);
-    return *end == '\0' && index < 1024 ? (int)index : -1;
-}
-
-enum status device_check(const char *wanted, struct error *err) {
-    static const char *const words[] = {"auto", "cpu", "cuda", "emulated"};
-    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
-        if (strcmp(wanted, words[i]) == 0) return STATUS_OK;
-    }
-    if (index_of(wanted) >= 0) return STATUS_OK;
-    return error_set(err, STATUS_INVALID_ARGUMENT,
-                     "--device is \"%s\", expected auto, cpu, cuda, cuda:K or emulated", wanted);
-}
+#include "common/device_name.h"
 
 static enum status resolve_cpu(struct device *out, enum backend_isa isa, struct error *err) {
     *out = (struct device){.isa = isa == BACKEND_AUTO ? backend_isa_best() : isa,
@@ -50,12 +32,12 @@ static enum status resolve_emulated(struct device *out, struct error *err) {
 
 enum status device_resolve(struct device *out, const char *wanted, enum backend_isa isa,
                            int local_rank, struct error *err) {
-    TRY(device_check(wanted, err));
+    TRY(device_name_check(wanted, err));
     struct backend_device first;
     bool any = strcmp(wanted, "auto") == 0 || strcmp(wanted, "cuda") == 0;
     if (strcmp(wanted, "cpu") == 0) return resolve_cpu(out, isa, err);
     if (strcmp(wanted, "emulated") == 0) return resolve_emulated(out, err);
-    if (!any) return resolve_cuda(out, index_of(wanted), err);
+    if (!any) return resolve_cuda(out, device_name_index(wanted), err);
     if (strcmp(wanted, "auto") == 0 &&
         (isa != BACKEND_AUTO || backend_device_probe(&first, BACKEND_CUDA, 0, err) != STATUS_OK)) {
         return resolve_cpu(out, isa, err);

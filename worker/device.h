@@ -18,5 +18,3 @@ struct device {
  * for an instruction set that is not. */
 enum status device_resolve(struct device *out, const char *wanted, enum backend_isa isa,
                            int local_rank, struct error *err);
-/* Only whether it is such a text. */
-enum status device_check(const char *wanted, struct error *err);

@@ -6,8 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/device_name.h"
 #include "common/log.h"
-#include "worker/device.h"
 #include "worker/replica.h"
 
 static const char usage[] =
@@ -72,7 +72,7 @@ static enum status parse(struct arguments *out, int argc, char **argv, struct er
             break;
         case 'd':
             out->replica.device = optarg;
-            TRY(device_check(optarg, err));
+            TRY(device_name_check(optarg, err));
             break;
         case 'n':
             out->local_ranks = atoi(optarg);
