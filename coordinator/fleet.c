@@ -75,8 +75,8 @@ static enum status check_links(const Tandem__V1__Hello *hello, struct error *err
     size_t n = hello->n_ranks;
     if (links->n_latency_ns != n * n || links->n_gigabytes_per_second != n * n) {
         return error_set(err, STATUS_FAILED_PRECONDITION,
-                         "the hello has %zu latencies and %zu bandwidths of links; expected %zu of %zu "
-                         "ranks", links->n_latency_ns, links->n_gigabytes_per_second, n * n, n);
+                         "the hello has %zu latencies and %zu bandwidths of links; expected %zu of "
+                         "%zu ranks", links->n_latency_ns, links->n_gigabytes_per_second, n * n, n);
     }
     for (size_t i = 0; i < n * n; i++) {
         float speed = links->gigabytes_per_second[i];
@@ -95,7 +95,7 @@ static void take_slower(struct planner_links *out, const Tandem__V1__Links *link
     if (first || speed < out->gigabytes_per_second) out->gigabytes_per_second = speed;
 }
 
-/* Once it is placed: links inside groups carry collectives, that between the leaders the hand-off. */
+/* Once it is placed: links inside groups carry collectives, the leaders' the hand-off. */
 static void keep_links(struct replica *replica, const Tandem__V1__Hello *hello) {
     const struct placement *p = &replica->placement;
     size_t n = hello->n_ranks;

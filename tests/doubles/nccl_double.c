@@ -116,7 +116,7 @@ void double_forget_event(cudaEvent_t event) {
     }
 }
 
-/* --- what runs on them ------------------------------------------------------------------------- */
+/* --- what runs on them ------------------------------------------------------------------------ */
 
 static void copy_bytes(void *to, const void *from, size_t bytes) {
     if (bytes > 0 && to != from) memmove(to, from, bytes);
@@ -212,7 +212,7 @@ void double_progress(void) {
     }
 }
 
-/* --- communicators ----------------------------------------------------------------------------- */
+/* --- communicators ---------------------------------------------------------------------------- */
 
 ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
     double_lock();
@@ -358,7 +358,7 @@ const char *ncclGetLastError(ncclComm_t comm) {
     return "the double was told so";
 }
 
-/* --- calls ------------------------------------------------------------------------------------- */
+/* --- calls ------------------------------------------------------------------------------------ */
 
 static _Thread_local struct {
     int depth;
@@ -371,7 +371,8 @@ static bool strikes(ncclComm_t comm, int code, int rank, int call) {
     return code != 0 && call == comm->n_calls && (rank < 0 || rank == comm->rank);
 }
 
-static ncclResult_t make_call(ncclComm_t comm, cudaStream_t stream, const struct double_task *task) {
+static ncclResult_t make_call(ncclComm_t comm, cudaStream_t stream,
+                              const struct double_task *task) {
     const struct nccl_double_settings *s = &double_settings;
     ncclResult_t code = ncclInProgress;
     double_lock();
@@ -393,8 +394,8 @@ static ncclResult_t make_call(ncclComm_t comm, cudaStream_t stream, const struct
     return code;
 }
 
-ncclResult_t ncclBroadcast(const void *send, void *recv, size_t count, ncclDataType_t type, int root,
-                           ncclComm_t comm, cudaStream_t stream) {
+ncclResult_t ncclBroadcast(const void *send, void *recv, size_t count, ncclDataType_t type,
+                           int root, ncclComm_t comm, cudaStream_t stream) {
     if (type != ncclUint8 || root < 0 || root >= comm->group->size) return ncclInvalidArgument;
     return make_call(comm, stream,
                      &(struct double_task){.kind = DOUBLE_COLLECTIVE, .to = recv, .from = send,

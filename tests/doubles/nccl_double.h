@@ -1,8 +1,8 @@
-/* NCCL without devices: the calls that worker/comm/comm_nccl.c makes, over the threads of one process,
- * with faults on demand. Memory is the host's. Streams are lists of what was put on them; they move
- * when somebody looks (an event's query, a communicator's state), so an operation is done only once it
- * was waited for. Compiled with the toolkit's headers, in place of its libraries: nccl_double.c has
- * NCCL's names, cuda_double.c the CUDA runtime's (a test that brings another runtime leaves it out).
+/* NCCL without devices: the calls that worker/comm/comm_nccl.c makes, over the threads of one
+ * process, with faults on demand. Memory is the host's. Streams are lists of what was put on them;
+ * they move when somebody looks (an event's query, a communicator's state), so an operation is done
+ * only once it was waited for. Compiled with the toolkit's headers, in place of its libraries:
+ * nccl_double.c has NCCL's names, cuda_double.c the CUDA runtime's.
  *
  * One group of settings for the process, changed only while no rank runs. */
 #pragma once
@@ -21,7 +21,7 @@ struct nccl_double_settings {
     /* Faults: an ncclResult_t or cudaError_t, 0 for none. `_rank` -1: of all ranks. */
     int id_code;                            /* of ncclGetUniqueId */
     int init_code, init_code_rank;          /* asynchronous, when all have joined */
-    int fail_code, fail_rank, fail_call;    /* asynchronous, at a communicator's call number (1..) */
+    int fail_code, fail_rank, fail_call;    /* asynchronous, at that call of a rank (1..) */
     int refuse_code, refuse_rank, refuse_call; /* returned by that call */
     int device_code, memory_code;           /* of cudaSetDevice, cudaMalloc */
     int query_code;                         /* of cudaEventQuery */

@@ -1,5 +1,5 @@
-/* Opening the module for ranks on devices: what is said when it is missing or foreign, and, where it
- * was built, that it is this build's and says why it cannot make a group here. */
+/* Opening the module for ranks on devices: what is said when it is missing or foreign, and, where
+ * it was built, that it is this build's and says why it cannot make a group here. */
 #include "tests/unit/test.h"
 
 #include <string.h>

@@ -95,7 +95,7 @@ static void check_every_link(struct rank *ranks, const struct comm_link *links, 
         }
         cr_assert(links[i].latency_ns > 0, "%d to %d", from, to);
         cr_assert(links[i].bytes_per_second > 0, "%d to %d", from, to);
-        cr_assert_eq(ranks[from].comm.n_long[to], n_long, "%d to %d: %d long messages, %d elsewhere",
+        cr_assert_eq(ranks[from].comm.n_long[to], n_long, "%d to %d: %d long messages, not %d",
                      from, to, ranks[from].comm.n_long[to], n_long);
         cr_assert_eq(ranks[from].comm.n_sent[to], 10 * n_long, "%d to %d: %d messages", from, to,
                      ranks[from].comm.n_sent[to]);
@@ -123,7 +123,7 @@ Test(comm_links, rounds_are_bounded) {
     cr_assert_eq(ranks[0].comm.n_long[1], 9);
 }
 
-/* Each message from 1 to 0 takes 2 ms more, which round trips of that pair, and no other's, hold. */
+/* Each message from 1 to 0 takes 2 ms more, which round trips of that pair, and no other's, has. */
 Test(comm_links, a_slow_link_is_seen) {
     struct rank ranks[MAX_RANKS];
     struct comm_link links[MAX_RANKS * MAX_RANKS];
@@ -166,7 +166,9 @@ Test(comm_links, an_ended_group_ends_it) {
     CHECK(comm_threads_create(comms, 3, &err) == STATUS_OK);
     for (int i = 0; i < 3; i++) {
         ranks[i] = (struct rank){
-            .comm = {.head = {&counted_ops, i, 3}, .inner = comms[i], .slow_from = -1}, .out = links};
+            .comm = {.head = {&counted_ops, i, 3}, .inner = comms[i], .slow_from = -1},
+            .out = links,
+        };
         CHECK(pthread_create(&ranks[i].thread, NULL, measure_or_end, &ranks[i]) == 0);
     }
     for (int i = 0; i < 3; i++) pthread_join(ranks[i].thread, NULL);
@@ -174,7 +176,7 @@ Test(comm_links, an_ended_group_ends_it) {
     for (int i = 0; i < 2; i++) cr_assert_eq(ranks[i].status, STATUS_ABORTED, "rank %d", i);
 }
 
-/* --- as the coordinator is told ----------------------------------------------------------------- */
+/* --- as the coordinator is told --------------------------------------------------------------- */
 
 struct teller {
     struct comm *world;
@@ -208,7 +210,8 @@ static void check_told(int n_ranks) {
         right &= told->n_gigabytes_per_second == n;
         for (size_t k = 0; right && k < n; k++) {
             bool link = k / (size_t)n_ranks != k % (size_t)n_ranks;
-            right = (told->latency_ns[k] > 0) == link && (told->gigabytes_per_second[k] > 0) == link;
+            right = (told->latency_ns[k] > 0) == link;
+            right &= (told->gigabytes_per_second[k] > 0) == link;
         }
         hello_links_free(&tellers[i].links);
         comm_destroy(comms[i]);

@@ -194,7 +194,7 @@ static void add_links(struct hello *hello, struct links *links) {
     hello->message.links = &links->message;
 }
 
-/* Target on 0 and 1, draft on 2 and 3: what lies inside a group, and between the leaders 0 and 2. */
+/* Target on 0 and 1, draft on 2 and 3: what lies inside a group, and between leaders 0 and 2. */
 Test(fleet, links_are_kept_by_what_they_carry) {
     struct placement_wish wish = {.drafter = PLACEMENT_MODEL, .target_ranks = 2, .draft_ranks = 2,
                                   .n_ranks = 4};

@@ -38,15 +38,15 @@ enum status comm_device_open(const struct comm_device_module **out, const char *
     *out = NULL;
     if (path == NULL && !find_beside_program(found, "tandem-nccl.so")) {
         return error_set(err, STATUS_UNAVAILABLE,
-                         "tandem-nccl.so is not beside this program: build Tandem where CUDA and NCCL "
-                         "are installed, or copy the module next to the binary");
+                         "tandem-nccl.so is not beside this program: build Tandem where CUDA and "
+                         "NCCL are installed, or copy the module next to the binary");
     }
     if (path == NULL) path = found;
     void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (handle == NULL) {
         return error_set(err, STATUS_UNAVAILABLE,
-                         "the module for ranks on devices cannot be loaded, install what it misses: "
-                         "%s", dlerror());
+                         "the module for ranks on devices cannot be loaded, install what it misses: %s",
+                         dlerror());
     }
     const struct comm_device_module *module = dlsym(handle, COMM_DEVICE_SYMBOL);
     if (module == NULL || !is_of_this_build(module)) {

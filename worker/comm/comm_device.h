@@ -6,9 +6,9 @@
 
 struct comm_device_module;
 
-/* Opens the module: the file `path`, or where that is NULL, tandem-nccl.so beside the program (or in
- * ../bin or ../lib/tandem of it). It stays open until the process ends. UNAVAILABLE, in one sentence,
- * when it is missing, cannot be loaded, or is of another build. */
+/* Opens the module: the file `path`, or where that is NULL, tandem-nccl.so beside the program (or
+ * in ../bin or ../lib/tandem of it). It stays open until the process ends. UNAVAILABLE, in one
+ * sentence, when it is missing, cannot be loaded, or is of another build. */
 enum status comm_device_open(const struct comm_device_module **out, const char *path,
                              struct error *err);
 

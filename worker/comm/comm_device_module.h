@@ -1,5 +1,5 @@
-/* What the module tandem-nccl.so shows: one symbol. Private to worker/comm/; both sides are compiled
- * from one source, which version and sizes check. */
+/* What the module tandem-nccl.so shows: one symbol. Private to worker/comm/; both sides are
+ * compiled from one source, which version and sizes check. */
 #pragma once
 #include "worker/comm/comm_internal.h"
 #include "worker/comm/comm_nccl.h"

@@ -14,7 +14,7 @@ struct comm_ops {
                           struct error *);
     enum status (*send)(struct comm *, const void *, size_t, int to, struct error *);
     enum status (*recv)(struct comm *, void *, size_t, int from, struct error *);
-    enum status (*complete)(struct comm *, struct error *); /* NULL: calls return when they are done */
+    enum status (*complete)(struct comm *, struct error *); /* NULL: calls wait */
     enum status (*check)(struct comm *, struct error *);
     void (*abort)(struct comm *, const char *reason);
     void (*destroy)(struct comm *);

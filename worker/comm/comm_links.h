@@ -1,5 +1,5 @@
-/* What the links between ranks do: a self-test at start-up that times messages between every ordered
- * pair of ranks, one pair at a time, medians of several rounds. Feeds the planner. */
+/* What the links between ranks do: a self-test at start-up that times messages between every
+ * ordered pair of ranks, one pair at a time, medians of several rounds. Feeds the planner. */
 #pragma once
 #include "worker/comm/comm.h"
 
@@ -11,14 +11,14 @@ struct comm_link {
 
 struct comm_links_options {
     struct comm *comm;    /* the group that is timed */
-    struct comm *control; /* the same ranks over host memory, for agreement and results; may be `comm` */
+    struct comm *control; /* the same ranks over host memory, for results; may be `comm` */
     void *buffer;         /* [bytes] of comm's memory; overwritten */
     size_t bytes;         /* of a long message, >= 8: long enough that latency does not count */
     int64_t budget_ns;    /* no round is begun that would probably end later; one is made anyhow */
 };
 
-/* Collective. out[size * size] at rank 0 (elsewhere ignored, may be NULL): out[from * size + to], zeros
- * where from == to. Fails as the groups do. */
+/* Collective. out[size * size] at rank 0 (elsewhere ignored, may be NULL): out[from * size + to],
+ * zeros where from == to. Fails as the groups do. */
 enum status comm_links_measure(struct comm_link *out, const struct comm_links_options *options,
                                struct error *err);
 

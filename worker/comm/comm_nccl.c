@@ -265,7 +265,7 @@ static void nccl_abort(struct comm *head, const char *reason) {
     comm_abort(c->bootstrap, reason);
 }
 
-/* Leaves in good order while the group lives: others may still be at a call that needs this side. */
+/* Leaves in good order while the group lives: others may be at a call that needs this side. */
 static void leave(struct nccl *c) {
     struct error err;
     if (begin(c, "leaving the group", 0, &err) != STATUS_OK) return;
@@ -322,9 +322,9 @@ static enum status open_device(struct nccl *c, int device, struct error *err) {
     if (code != cudaSuccess) return die_of_cuda(c, code, err);
     code = cudaMalloc((void **)&c->marks, (size_t)c->head.size);
     if (code == cudaSuccess) return STATUS_OK;
-    return error_set(err, STATUS_RESOURCE_EXHAUSTED, "%s group, rank %d of %d: no %d bytes of device "
-                     "memory: CUDA: %s", c->name, c->head.rank, c->head.size, c->head.size,
-                     cudaGetErrorString(code));
+    return error_set(err, STATUS_RESOURCE_EXHAUSTED,
+                     "%s group, rank %d of %d: no %d bytes of device memory: CUDA: %s", c->name,
+                     c->head.rank, c->head.size, c->head.size, cudaGetErrorString(code));
 }
 
 static enum status meet(struct nccl *c, ncclUniqueId id, struct error *err) {

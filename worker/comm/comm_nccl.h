@@ -8,13 +8,13 @@
  *   - ranks that send to each other at once must not count on room underway: one receives first.
  * Bytes are moved, nothing is summed.
  *
- * Communicators are non-blocking, so that every wait has an end: NCCL then launches from a thread of
- * its own, which costs some microseconds a call. Calls that are recorded in a graph pay once.
+ * Communicators are non-blocking, so that every wait has an end. NCCL then launches each call from a
+ * thread that it makes for it: tens of microseconds a call, paid once by calls that a graph records.
  *
  * Death: an error of NCCL or the device, or a wait past the deadline, aborts this rank's side and is
- * UNAVAILABLE, with the group, the rank, what was waited for, how long, and NCCL's words; comm_abort
- * is ABORTED. Every later call repeats the reason at once. Waits also end when the bootstrap group
- * dies, which is how the other ranks learn of comm_abort before their deadline. */
+ * UNAVAILABLE, with group, rank, what was waited for, how long, and NCCL's words; comm_abort is
+ * ABORTED. Every later call repeats the reason at once. Waits also end when the bootstrap group dies,
+ * which is how the other ranks learn of comm_abort before their deadline. */
 #pragma once
 #include <stdint.h>
 
@@ -29,7 +29,7 @@ struct comm_nccl_options {
 /* Collective over `bootstrap`, a group of host memory that carries NCCL's id from its rank 0 and is
  * borrowed until the end; rank and size are the same. stream: a cudaStream_t, borrowed as well.
  * UNAVAILABLE: no such device, NCCL's words, or not everybody came before the deadline;
- * RESOURCE_EXHAUSTED: no device memory for a few bytes; the bootstrap group's failures. Ranks may end
- * differently: have them tell each other before the group is used. */
+ * RESOURCE_EXHAUSTED: no device memory for a few bytes; the bootstrap group's failures. Ranks may
+ * end differently: have them tell each other before the group is used. */
 enum status comm_nccl_create(struct comm **out, struct comm *bootstrap, void *stream,
                              const struct comm_nccl_options *options, struct error *err);
