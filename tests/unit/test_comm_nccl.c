@@ -17,7 +17,7 @@
 #include "worker/comm/comm_nccl.h"
 
 enum { MAX_RANKS = 8 };
-/* SHORT is waited for where somebody never comes; all others come within it, on a busy machine too. */
+/* SHORT is waited for where somebody never comes; the others come within it, busy or not. */
 static const int64_t LONG_NS = 60000000000, SHORT_NS = 1000000000;
 
 struct rank {
@@ -433,8 +433,8 @@ Test(comm_nccl, an_asynchronous_error_of_all) {
     struct nccl_double_settings settings = nccl_double_usual();
     settings.fail_code = ncclSystemError;
     settings.fail_call = 1;
-    check_all_die(&settings, 4, LONG_NS, "all-gather of 1 bytes failed: NCCL: unhandled system error: "
-                                         "the double was told so");
+    check_all_die(&settings, 4, LONG_NS, "all-gather of 1 bytes failed: NCCL: unhandled system "
+                                         "error: the double was told so");
 }
 
 static void many_gathers(struct rank *rank) {
