@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "bench/coordinator.h"
+#include "bench/device.h"
 #include "bench/engine.h"
 #include "bench/kernels.h"
 #include "bench/make_model.h"
@@ -15,6 +16,7 @@ static const struct command {
     const char *help;
 } commands[] = {
     {"kernels", bench_kernels, "matrix products against read bandwidth, by rows and instruction set"},
+    {"device", bench_device, "a GPU's kernels against the bandwidth of its memory"},
     {"engine", bench_engine, "decoding, cost of rows, prefill and step overhead of a model"},
     {"coordinator", bench_coordinator, "streaming and latency of the coordinator, with a stub replica"},
     {"tokenizer", bench_tokenizer, "encoding and decoding of a text, on one core"},

@@ -20,6 +20,7 @@ struct settings {
     float temperatures[MAX_TEMPERATURES];
     int n_temperatures;
     bool ignore_eos, quick;
+    enum backend_isa device; /* AUTO: the CPU's ranks; else one device, plain, sd and pearl on it */
 };
 
 /* A line of the table. */
@@ -52,6 +53,7 @@ static enum status open_group(struct bench *b, struct local_group **out, int deg
     struct local_group_options options = {
         .model_dir = s->model,
         .degree = degree,
+        .isa = s->device,
         .n_threads = n_threads,
         .weights = s->weights,
         .n_blocks = 160,
@@ -73,6 +75,10 @@ static enum status open_group(struct bench *b, struct local_group **out, int deg
 }
 
 static enum status open_groups(struct bench *b, struct error *err) {
+    if (b->settings->device != BACKEND_AUTO) {
+        TRY(open_group(b, &b->shared_1, 1, 1, true, 1, SAMPLING_COUPLED, false, err));
+        return open_group(b, &b->disjoint, 1, 1, false, 1, SAMPLING_COUPLED, false, err);
+    }
     TRY(open_group(b, &b->plain_threads, 1, 2, true, 1, SAMPLING_COUPLED, false, err));
     TRY(open_group(b, &b->shared_1, 2, 1, true, 1, SAMPLING_COUPLED, false, err));
     TRY(open_group(b, &b->shared_2, 2, 1, true, 2, SAMPLING_COUPLED, false, err));
@@ -105,6 +111,18 @@ static struct line *add(struct bench *b, const char *what, const char *label,
                 .ignore_eos = b->settings->ignore_eos},
     };
     return line;
+}
+
+/* Target and draft on one device: one after the other on one rank, or as two streams. */
+static void add_device_modes(struct bench *b, float temperature) {
+    const struct settings *s = b->settings;
+    add(b, "modes", "one rank", b->shared_1, SPEC_PLAIN, 1, 1, 0, temperature)->draws_plain = true;
+    for (int i = 0; i < s->n_windows; i++) {
+        int g = s->windows[i];
+        add(b, "modes", "one rank", b->shared_1, SPEC_SD, g, 1, 0, temperature);
+        add(b, "modes", "1+1, serial", b->disjoint, SPEC_SD, g, 1, 0, temperature);
+        add(b, "modes", "1+1", b->disjoint, SPEC_PEARL, g, 1, 0, temperature);
+    }
 }
 
 static void add_modes(struct bench *b, float temperature) {
@@ -304,7 +322,8 @@ static void print_modes(struct bench *b, float temperature) {
     }
     printf("  best of each mode\n");
     for (int mode = 0; mode < SPEC_N_MODES; mode++) {
-        print_line(best(b, temperature, (enum spec_mode)mode, NULL));
+        struct line *line = best(b, temperature, (enum spec_mode)mode, NULL);
+        if (line != NULL) print_line(line);
     }
     struct line *pearl = best(b, temperature, SPEC_PEARL, NULL);
     struct line *sd = best(b, temperature, SPEC_SD, NULL);
@@ -356,8 +375,12 @@ static enum status run(struct bench *b, struct error *err) {
     const struct settings *s = b->settings;
     TRY(spec_prompts_load(&b->prompts, s->model, s->prompts, s->domain, s->n_prompts, err));
     TRY(open_groups(b, err));
-    for (int t = 0; t < s->n_temperatures; t++) add_modes(b, s->temperatures[t]);
-    if (!s->quick) {
+    bool device = s->device != BACKEND_AUTO;
+    for (int t = 0; t < s->n_temperatures; t++) {
+        if (device) add_device_modes(b, s->temperatures[t]);
+        else add_modes(b, s->temperatures[t]);
+    }
+    if (!s->quick && !device) {
         add_calibration(b);
         add_rules(b);
         if (temperature_i(b, 0) >= 0) add_oracles(b);
@@ -387,7 +410,8 @@ static const char usage[] =
     "  --tokens N          of each, 2..1024                            (256)\n"
     "  --temperatures A,B  at most 4                                   (0,1)\n"
     "  --windows A,B,...   at most 12                                  (2,3,4,6,8)\n"
-    "  --weights FORMAT    bf16 or int8                                (bf16)\n"
+    "  --weights FORMAT    bf16, int8, or on a GPU fp8                 (bf16)\n"
+    "  --device NAME       cuda or emulated: plain, sd and pearl on that one device\n"
     "  --passes N          medians are over so many, 1..64             (3)\n"
     "  --ignore-eos        never stop early (for random weights)\n"
     "  --quick             the modes only\n"
@@ -431,7 +455,8 @@ static bool parse(struct settings *s, int argc, char **argv) {
         {"weights", required_argument, NULL, 'w'},   {"passes", required_argument, NULL, 'P'},
         {"ignore-eos", no_argument, NULL, 'e'},      {"quick", no_argument, NULL, 'q'},
         {"label", required_argument, NULL, 'l'},     {"trace", required_argument, NULL, 'r'},
-        {"csv", required_argument, NULL, 'c'},       {NULL, 0, NULL, 0}};
+        {"csv", required_argument, NULL, 'c'},       {"device", required_argument, NULL, 'D'},
+        {NULL, 0, NULL, 0}};
     *s = (struct settings){.n_prompts = 8, .n_tokens = 256, .passes = 3, .weights = DTYPE_BF16,
                            .windows = {2, 3, 4, 6, 8}, .n_windows = 5, .temperatures = {0, 1},
                            .n_temperatures = 2};
@@ -445,7 +470,14 @@ static bool parse(struct settings *s, int argc, char **argv) {
         case 't': s->n_tokens = atoi(optarg); break;
         case 'T': s->n_temperatures = parse_floats(s->temperatures, MAX_TEMPERATURES, optarg); break;
         case 'g': s->n_windows = parse_ints(s->windows, MAX_WINDOWS, optarg, 1, 16); break;
-        case 'w': s->weights = strcmp(optarg, "int8") == 0 ? DTYPE_I8 : DTYPE_BF16; break;
+        case 'w':
+            if (dtype_of_weights(optarg) < 0) return false;
+            s->weights = (enum dtype)dtype_of_weights(optarg);
+            break;
+        case 'D':
+            if (strcmp(optarg, "cuda") != 0 && strcmp(optarg, "emulated") != 0) return false;
+            s->device = (enum backend_isa)backend_isa_parse(optarg);
+            break;
         case 'P': s->passes = atoi(optarg); break;
         case 'e': s->ignore_eos = true; break;
         case 'q': s->quick = true; break;
