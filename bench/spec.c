@@ -8,6 +8,7 @@
 
 #include "bench/machine.h"
 #include "bench/spec_run.h"
+#include "common/philox.h"
 #include "worker/draft/oracle_drafter.h"
 
 enum { MAX_WAYS = 240, MAX_WINDOWS = 12, MAX_TEMPERATURES = 4 };
@@ -20,6 +21,7 @@ struct settings {
     float temperatures[MAX_TEMPERATURES];
     int n_temperatures;
     bool ignore_eos, quick;
+    double synthetic;        /* > 0: the draft computes, but proposes the truth this often */
     enum backend_isa device; /* AUTO: the CPU's ranks; else one device, plain, sd and pearl on it */
 };
 
@@ -41,10 +43,24 @@ struct bench {
     struct local_group *plain_threads, *shared_1, *shared_2, *disjoint, *rejection, *uncalibrated;
     int32_t texts[MAX_TEMPERATURES][SPEC_MAX_PROMPTS][SPEC_MAX_TOKENS];
     int lengths[MAX_TEMPERATURES][SPEC_MAX_PROMPTS];
+    uint32_t n_synthetic;
     FILE *csv;
 };
 
 /* --- groups ------------------------------------------------------------------------------------- */
+
+/* The draft of --synthetic: the greedy text of the request, known by the seed spec_run gives it, or a
+ * token that is wrong. A fresh chance at every proposal. */
+static int32_t synthetic_token(void *user, uint64_t seed, int position) {
+    struct bench *b = user;
+    size_t i = (size_t)(seed - 1) / 7919;
+    int at = position - b->prompts.of[i].n;
+    if (at < 0 || at >= b->lengths[0][i]) return -1;
+    uint32_t key[2] = {(uint32_t)seed, 77}, counter[4] = {b->n_synthetic++, 0, 0, 0}, words[4];
+    philox4x32_10(words, counter, key);
+    int32_t token = b->texts[0][i][at];
+    return (double)philox_uniform(words[0]) < b->settings->synthetic ? token : token ^ 1;
+}
 
 static enum status open_group(struct bench *b, struct local_group **out, int degree, int n_threads,
                               bool shared, int draft_degree, enum sampling_rule rule,
@@ -68,6 +84,8 @@ static enum status open_group(struct bench *b, struct local_group **out, int deg
         .max_layer_width = SPEC_MAX_LAYER_WIDTH,
         .rule = rule,
         .keeps_fuzzy = keeps_fuzzy,
+        .replace = s->synthetic > 0 ? synthetic_token : NULL,
+        .replace_user = b,
         .trace_file = !shared && s->trace != NULL && rule == SAMPLING_COUPLED && !keeps_fuzzy
                           ? s->trace : NULL,
     };
@@ -412,6 +430,8 @@ static const char usage[] =
     "  --windows A,B,...   at most 12                                  (2,3,4,6,8)\n"
     "  --weights FORMAT    bf16, int8, or on a GPU fp8                 (bf16)\n"
     "  --device NAME       cuda or emulated: plain, sd and pearl on that one device\n"
+    "  --synthetic A       with --device and one temperature, 0: the draft computes all it would, but\n"
+    "                      proposes what is right with probability A\n"
     "  --passes N          medians are over so many, 1..64             (3)\n"
     "  --ignore-eos        never stop early (for random weights)\n"
     "  --quick             the modes only\n"
@@ -456,7 +476,7 @@ static bool parse(struct settings *s, int argc, char **argv) {
         {"ignore-eos", no_argument, NULL, 'e'},      {"quick", no_argument, NULL, 'q'},
         {"label", required_argument, NULL, 'l'},     {"trace", required_argument, NULL, 'r'},
         {"csv", required_argument, NULL, 'c'},       {"device", required_argument, NULL, 'D'},
-        {NULL, 0, NULL, 0}};
+        {"synthetic", required_argument, NULL, 'S'}, {NULL, 0, NULL, 0}};
     *s = (struct settings){.n_prompts = 8, .n_tokens = 256, .passes = 3, .weights = DTYPE_BF16,
                            .windows = {2, 3, 4, 6, 8}, .n_windows = 5, .temperatures = {0, 1},
                            .n_temperatures = 2};
@@ -474,6 +494,7 @@ static bool parse(struct settings *s, int argc, char **argv) {
             if (dtype_of_weights(optarg) < 0) return false;
             s->weights = (enum dtype)dtype_of_weights(optarg);
             break;
+        case 'S': s->synthetic = atof(optarg); break;
         case 'D':
             if (strcmp(optarg, "cuda") != 0 && strcmp(optarg, "emulated") != 0) return false;
             s->device = (enum backend_isa)backend_isa_parse(optarg);
@@ -488,6 +509,8 @@ static bool parse(struct settings *s, int argc, char **argv) {
         }
     }
     if (s->label == NULL && s->model != NULL) s->label = s->model;
+    bool greedy = s->n_temperatures == 1 && s->temperatures[0] == 0;
+    if (s->synthetic != 0 && !(s->synthetic > 0 && s->synthetic < 1 && greedy)) return false;
     return s->model != NULL && s->draft != NULL && s->n_windows > 0 && s->n_temperatures > 0 &&
            s->n_prompts >= 1 && s->n_prompts <= SPEC_MAX_PROMPTS && s->n_tokens >= 2 &&
            s->n_tokens <= SPEC_MAX_TOKENS && s->passes >= 1 && s->passes <= SERIES_MAX;

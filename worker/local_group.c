@@ -121,6 +121,8 @@ static void fill_plan(struct local_group *group) {
     plan->max_layer_width = options->max_layer_width > 0 ? options->max_layer_width : 1;
     plan->rule = options->rule;
     plan->keeps_fuzzy = options->keeps_fuzzy;
+    plan->replace = options->replace;
+    plan->replace_user = options->replace_user;
     plan->max_logit_rows = options->max_logit_rows;
     if (options->ngram) plan->drafter = RANK_NGRAM_DRAFTER;
     if (options->draft_dir == NULL) return;

@@ -27,6 +27,8 @@ struct local_group_options {
     bool prefix_cache;     /* of the draft */
     enum sampling_rule rule;
     bool keeps_fuzzy;      /* no calibration, for measuring */
+    model_drafter_replace_fn replace; /* see model_drafter.h; for measuring */
+    void *replace_user;
     const char *trace_file; /* NULL: none; written by local_group_destroy */
 };
 

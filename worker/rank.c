@@ -350,6 +350,8 @@ static struct drafter *model_drafter(struct rank *r) {
         .prefix_cache = plan->prefix_cache,
         .keeps_distributions = plan->rule == SAMPLING_REJECTION,
         .keeps_fuzzy = plan->keeps_fuzzy,
+        .replace = plan->replace,
+        .replace_user = plan->replace_user,
         .feeds = backend_stream(r->backend) != NULL && plan->draft_degree == 1,
     };
     return model_drafter_create(&options);

@@ -16,6 +16,7 @@
 #include "worker/capacity.h"
 #include "worker/comm/comm.h"
 #include "worker/draft/drafter.h"
+#include "worker/draft/model_drafter.h"
 #include "worker/engine.h"
 #include "worker/spec/accept.h"
 
@@ -38,7 +39,10 @@ struct rank_plan {
     int32_t max_window, max_layer_width;
     int32_t max_logit_rows; /* of a step of the target; 0: what windows and sequences want */
     enum sampling_rule rule;
-    bool keeps_fuzzy; /* see model_drafter.h; for measuring */
+    /* For measuring, see model_drafter.h; a pointer holds within one process. */
+    bool keeps_fuzzy;
+    model_drafter_replace_fn replace;
+    void *replace_user;
 };
 
 /* Ranks of the replica, and the shard of a rank, -1 where it has none. */

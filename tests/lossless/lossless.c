@@ -32,7 +32,9 @@ static enum status get_group(struct suite *s, const struct way *way, struct erro
     local_group_destroy(s->group);
     s->group = NULL;
     s->of_group = *way;
-    return way_open(&s->group, way, err);
+    struct way there = *way;
+    there.isa = s->options->isa;
+    return way_open(&s->group, &there, err);
 }
 
 static enum status run(struct suite *s, const struct way *way, struct lot_outcomes *out,

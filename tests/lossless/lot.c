@@ -3,13 +3,20 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/error.h"
 #include "model/tokenizer.h"
 #include "tests/reference/random.h"
 
-#define MODEL TANDEM_SOURCE_DIR "/assets/models/llama-tale-target"
-#define DRAFT TANDEM_SOURCE_DIR "/assets/models/llama-tale-draft"
+/* Of the sources it was built from; where those are elsewhere, of the folder it is started in. */
+static const char *model_dir(const char *built, const char *here) {
+    return access(built, R_OK) == 0 ? built : here;
+}
+#define MODEL                                                                                       \
+    model_dir(TANDEM_SOURCE_DIR "/assets/models/llama-tale-target", "assets/models/llama-tale-target")
+#define DRAFT                                                                                       \
+    model_dir(TANDEM_SOURCE_DIR "/assets/models/llama-tale-draft", "assets/models/llama-tale-draft")
 
 enum { MAX_CONTEXT = LOT_CONTEXT, MAX_ROWS = 256, VOCAB = 4000, NOISE_PROMPT = 96 };
 
@@ -138,6 +145,7 @@ enum status way_open(struct local_group **out, const struct way *way, struct err
     struct local_group_options options = {
         .model_dir = MODEL,
         .degree = or_one(way->target_degree),
+        .isa = way->isa,
         .n_threads = 1,
         .weights = DTYPE_BF16,
         .n_blocks = blocks_of(way),

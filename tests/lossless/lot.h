@@ -43,6 +43,7 @@ struct lot_outcomes {
 
 /* How to run it. Zero means plain, alone, on one rank. */
 struct way {
+    enum backend_isa isa; /* AUTO: the processor's best */
     enum spec_mode mode;
     int window, layer_width, delay;
     int target_degree, draft_degree; /* 0: 1 */

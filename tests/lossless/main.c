@@ -1,7 +1,8 @@
 /* The exactness suite (speculation.md 5): its parts by name. `logit bits` is
  * tests/unit/test_logit_bits.c.
  *
- *   lossless_suite PART [--full] [--seed N]      PART: lossless, law, calibration, ends, sync */
+ *   lossless_suite PART [--full] [--seed N] [--isa NAME]
+ *   PART: lossless, law, calibration, ends, sync */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,7 +22,9 @@ int main(int argc, char **argv) {
     for (int i = 2; i < argc; i++) {
         if (strcmp(argv[i], "--full") == 0) options.full = true;
         else if (strcmp(argv[i], "--seed") == 0 && i + 1 < argc) options.seed = strtoull(argv[++i], NULL, 10);
-        else argc = 0;
+        else if (strcmp(argv[i], "--isa") == 0 && i + 1 < argc && backend_isa_parse(argv[i + 1]) >= 0) {
+            options.isa = (enum backend_isa)backend_isa_parse(argv[++i]);
+        } else argc = 0;
     }
     for (size_t i = 0; argc >= 2 && i < sizeof parts / sizeof *parts; i++) {
         if (strcmp(argv[1], parts[i].name) != 0) continue;
@@ -30,6 +33,6 @@ int main(int argc, char **argv) {
                (unsigned long long)options.seed);
         return failures != 0;
     }
-    fprintf(stderr, "usage: lossless_suite lossless|law|calibration|ends|sync [--full] [--seed N]\n");
+    fprintf(stderr, "usage: lossless_suite lossless|law|calibration|ends|sync [--full] [--seed N] [--isa NAME]\n");
     return 2;
 }

@@ -3,9 +3,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "kernels/backend.h"
+
 struct part_options {
     bool full; /* the whole grid, not the reduced one */
     uint64_t seed;
+    enum backend_isa isa; /* of part_lossless */
 };
 
 int part_lossless(const struct part_options *options);

@@ -171,9 +171,19 @@ static void take(struct model_drafter *d, struct active *active, int32_t token) 
                     (!banned && draft_sequence_ends_with(sequence, token));
 }
 
+/* What is proposed behind everything known of a slot where the model drew `token`. */
+static int32_t replaced(struct model_drafter *d, int slot, int32_t token) {
+    const struct draft_sequence *sequence = &d->history->sequences[slot];
+    if (d->options.replace == NULL) return token;
+    int32_t other = d->options.replace(d->options.replace_user, sequence->sampling.seed,
+                                       draft_sequence_length(sequence));
+    return other >= 0 ? other : token;
+}
+
 static void take_all(struct model_drafter *d) {
     for (int i = 0; i < d->n_logit_rows; i++) {
-        take(d, &d->actives[d->owners[i]], d->results[i].token);
+        struct active *active = &d->actives[d->owners[i]];
+        take(d, active, replaced(d, active->slot, d->results[i].token));
     }
 }
 
@@ -219,7 +229,8 @@ static enum status take_fed(struct model_drafter *d, float *logits, struct error
     TRY(begin_draws(d, logits, err));
     for (int i = 0; i < d->n_logit_rows; i++) {
         struct active *active = &d->actives[d->owners[i]];
-        draft_history_append(&d->history->sequences[active->slot], BACKEND_FED(i));
+        draft_history_append(&d->history->sequences[active->slot],
+                             replaced(d, active->slot, BACKEND_FED(i)));
         active->made++;
         active->ended = active->made == active->plan.make;
         d->fed_owners[d->n_batches][i] = d->owners[i];
@@ -257,7 +268,9 @@ static enum status settle_fed(struct model_drafter *d, struct error *err) {
             struct active *active = &d->actives[d->fed_owners[batch][i]];
             struct draft_sequence *sequence = &d->history->sequences[active->slot];
             int at = draft_sequence_length(sequence) - 1;
-            while (sequence->tokens[at] >= 0) at--; /* the last that is not known */
+            /* The last that is not known; one that was replaced is. */
+            while (at >= sequence->n_committed && sequence->tokens[at] >= 0) at--;
+            if (at < sequence->n_committed) continue;
             sequence->tokens[at] = d->fed_tokens[batch * BACKEND_MAX_FED + i];
         }
     }
@@ -507,7 +520,7 @@ enum status model_drafter_calibrate(struct drafter *head, int64_t *took_ns, stru
     TRY(draw_all(d, logits, err));
     for (int i = 0; i < d->n_logit_rows; i++) {
         int slot = d->actives[d->owners[i]].slot;
-        d->places[slot].next = d->results[i].token;
+        d->places[slot].next = replaced(d, slot, d->results[i].token);
         d->places[slot].has_next = true;
     }
     *took_ns = clock_now_ns() - begin;

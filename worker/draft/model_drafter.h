@@ -12,6 +12,10 @@
 #include "worker/draft/drafter.h"
 #include "worker/engine.h"
 
+/* For measuring with an acceptance of one's choice: the token to propose at a position of the request
+ * with this seed, whatever the model drew; -1: what it drew. On the drafter's thread. */
+typedef int32_t (*model_drafter_replace_fn)(void *user, uint64_t seed, int position);
+
 struct model_drafter_options {
     struct engine *engine;   /* borrowed; holds ENGINE_DRAFT */
     struct backend *backend; /* borrowed: draws tokens */
@@ -26,6 +30,8 @@ struct model_drafter_options {
     bool keeps_fuzzy; /* fuzzy KV passes for exact: measures what the calibration is worth */
     bool feeds;       /* a block's tokens go from pass to pass on the device; the host waits once, at
                          its end. For a draft on one rank */
+    model_drafter_replace_fn replace; /* NULL: none */
+    void *replace_user;
 };
 
 struct drafter *model_drafter_create(const struct model_drafter_options *options);
