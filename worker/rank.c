@@ -59,6 +59,18 @@ int rank_plan_draft_leader(const struct rank_plan *plan) {
     return is_disjoint(plan) ? plan->target_degree : -1;
 }
 
+bool rank_plan_shares_device(const struct rank_plan *plan, int rank, const int *devices) {
+    bool target = rank < plan->target_degree;
+    int begin = target ? 0 : plan->target_degree;
+    int end = target ? plan->target_degree : rank_plan_n_ranks(plan);
+    for (int i = begin; i < end; i++) {
+        for (int j = i + 1; j < end; j++) {
+            if (devices[i] == devices[j]) return true;
+        }
+    }
+    return false;
+}
+
 static int rows_of(const struct rank_plan *plan) {
     return capacity_rows(plan->max_step_tokens, plan->max_sequences);
 }

@@ -51,6 +51,10 @@ int rank_plan_target_shard(const struct rank_plan *plan, int rank);
 int rank_plan_draft_shard(const struct rank_plan *plan, int rank);
 /* Rank 0 and the draft's leader are a pair; -1: there is none. */
 int rank_plan_draft_leader(const struct rank_plan *plan);
+/* Whether two ranks of the group that `rank` is in (the target's, or a draft's of its own) stand on one
+ * device, which NCCL refuses; devices[n_ranks]: equal numbers, equal devices. The same for all of a
+ * group, who must go one way. */
+bool rank_plan_shares_device(const struct rank_plan *plan, int rank, const int *devices);
 /* Rows whose logits a step may want. */
 int rank_plan_logit_rows(const struct rank_plan *plan);
 
@@ -65,7 +69,7 @@ struct rank_options {
     int rank;
     enum backend_isa isa; /* not AUTO */
     int device;           /* CUDA: which */
-    bool shares_device;   /* with another rank: no NCCL */
+    bool shares_device;   /* rank_plan_shares_device: no NCCL */
     int n_threads;
     int64_t memory_bytes; /* available to this rank */
 };

@@ -227,13 +227,22 @@ static enum status join(struct replica *r, struct error *err) {
 
 /* --- loading -------------------------------------------------------------------------------- */
 
+static bool shares_device(const struct replica *r) {
+    int devices[REPLICA_MAX_RANKS];
+    for (int i = 0; i < r->n_ranks; i++) {
+        devices[i] = 0;
+        while (!share_memory(r, devices[i], i)) devices[i]++;
+    }
+    return rank_plan_shares_device(&r->plan, r->rank_i, devices);
+}
+
 static enum status open_rank(struct replica *r, struct error *err) {
     struct rank_options options = {
         .plan = &r->plan,
         .rank = r->rank_i,
         .isa = r->device.isa,
         .device = r->device.index,
-        .shares_device = n_sharers(r, r->rank_i) > 1,
+        .shares_device = shares_device(r),
         .n_threads = r->options->n_threads,
         .memory_bytes = memory_of_rank(r, r->rank_i),
     };

@@ -55,6 +55,27 @@ Test(rank, topology) {
     }
 }
 
+/* All of a group say the same, whoever else stands on their devices. */
+Test(rank, shared_devices) {
+    struct rank_plan disjoint = plan_of(false, 2, 2), shared = plan_of(true, 4, 2);
+    static const struct {
+        int devices[4];
+        bool target, draft; /* of the disjoint plan */
+    } cases[] = {
+        {{0, 1, 2, 3}, false, false}, {{0, 1, 0, 1}, false, false}, {{0, 1, 0, 0}, false, true},
+        {{0, 0, 2, 0}, true, false},  {{0, 0, 0, 0}, true, true},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        for (int rank = 0; rank < 4; rank++) {
+            bool expected = rank < 2 ? cases[i].target : cases[i].draft;
+            cr_assert_eq(rank_plan_shares_device(&disjoint, rank, cases[i].devices), expected,
+                         "case %zu, rank %d", i, rank);
+            cr_assert_eq(rank_plan_shares_device(&shared, rank, cases[i].devices), i > 0,
+                         "case %zu, rank %d", i, rank);
+        }
+    }
+}
+
 Test(rank, logit_rows) {
     struct rank_plan plan = plan_of(false, 1, 0);
     cr_assert_eq(rank_plan_logit_rows(&plan), 4);
