@@ -186,6 +186,31 @@ void backend_attention(struct backend *backend, float *out, const float *q, int 
     ops_of(backend)->attention(backend, out, q, q_stride, cache, kv_of_head, n_heads, window);
 }
 
+enum status backend_inbox_create(struct inbox **out, struct backend *backend, int rank, int size,
+                                 size_t max_bytes, struct error *err) {
+    return ops_of(backend)->inbox_create(out, backend, rank, size, max_bytes, err);
+}
+
+void backend_inbox_free(struct inbox *inbox) {
+    if (inbox != NULL) ops_of(inbox)->inbox_free(inbox);
+}
+
+void *backend_inbox_memory(const struct inbox *inbox) {
+    return ops_of(inbox)->inbox_memory(inbox);
+}
+
+void backend_inbox_connect(struct inbox *inbox, void *const *memories) {
+    ops_of(inbox)->inbox_connect(inbox, memories);
+}
+
+void backend_inbox_gather(struct inbox *inbox, void *recv, const void *send, size_t bytes) {
+    ops_of(inbox)->inbox_gather(inbox, recv, send, bytes);
+}
+
+enum status backend_inbox_check(struct inbox *inbox, struct error *err) {
+    return ops_of(inbox)->inbox_check(inbox, err);
+}
+
 void backend_sample_begin(struct backend *backend, float *logits, int stride, int vocab,
                           const struct sample_draw *draws, int n) {
     ops_of(backend)->sample_begin(backend, logits, stride, vocab, draws, n);

@@ -249,6 +249,25 @@ void backend_attention(struct backend *backend, float *out, const float *q, int 
                        const struct kv_cache *cache, const int *kv_of_head, int n_heads,
                        int window);
 
+/* --- exchange between ranks of one device ------------------------------------------------------ */
+
+/* Memory of a rank that the other ranks' kernels write into. All calls on one thread a rank. */
+struct inbox;
+/* For pieces of up to max_bytes (a multiple of 4) from each of `size` ranks, at most 8.
+ * FAILED_PRECONDITION on the CPU, where groups have memory of their own. */
+enum status backend_inbox_create(struct inbox **out, struct backend *backend, int rank, int size,
+                                 size_t max_bytes, struct error *err);
+/* Not before everybody has waited for its last exchange. */
+void backend_inbox_free(struct inbox *inbox);
+/* What the others must be told, and then each what all have told: memories[size] by rank. */
+void *backend_inbox_memory(const struct inbox *inbox);
+void backend_inbox_connect(struct inbox *inbox, void *const *memories);
+/* recv[size][bytes]: everybody's send[bytes], by rank; the same bytes on all ranks, at most
+ * max_bytes. Enqueued. */
+void backend_inbox_gather(struct inbox *inbox, void *recv, const void *send, size_t bytes);
+/* Waits. UNAVAILABLE when a rank did not send its piece in time: the inbox is of no more use. */
+enum status backend_inbox_check(struct inbox *inbox, struct error *err);
+
 /* --- sampling ------------------------------------------------------------------------------- */
 
 /* Starts n draws; draw i is of row i of raw logits [n, stride] (destroyed), whose first `vocab`

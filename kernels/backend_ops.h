@@ -3,7 +3,7 @@
 #pragma once
 #include "kernels/backend.h"
 
-/* The first member of every struct backend, weight, table, kv_cache and rope_table. */
+/* The first member of every struct backend, weight, table, kv_cache, rope_table and inbox. */
 struct backend_head {
     const struct backend_ops *ops;
 };
@@ -65,6 +65,14 @@ struct backend_ops {
                           const float *q_norm, const float *k_norm, float eps, int n_heads);
     void (*attention)(struct backend *, float *out, const float *q, int q_stride,
                       const struct kv_cache *, const int *kv_of_head, int n_heads, int window);
+
+    enum status (*inbox_create)(struct inbox **, struct backend *, int rank, int size,
+                                size_t max_bytes, struct error *);
+    void (*inbox_free)(struct inbox *);
+    void *(*inbox_memory)(const struct inbox *);
+    void (*inbox_connect)(struct inbox *, void *const *memories);
+    void (*inbox_gather)(struct inbox *, void *recv, const void *send, size_t bytes);
+    enum status (*inbox_check)(struct inbox *, struct error *);
 
     void (*sample_begin)(struct backend *, float *logits, int stride, int vocab,
                          const struct sample_draw *, int n);

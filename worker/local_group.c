@@ -49,6 +49,7 @@ static enum status load_member(struct member *member) {
         .rank = member->rank_i,
         .isa = options->isa == BACKEND_AUTO ? backend_isa_best() : options->isa,
         .shares_device = true,
+        .one_process = true,
         .n_threads = options->n_threads,
         .memory_bytes = INT64_MAX / 1024,
     };

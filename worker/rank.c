@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "worker/comm/comm_device.h"
+#include "worker/comm/comm_peer.h"
 #include "worker/comm/comm_staged.h"
 #include "worker/draft/draft_service.h"
 #include "worker/draft/model_drafter.h"
@@ -13,6 +14,9 @@
 
 /* The longest that ranks wait for each other's devices; loading and planning are not among it. */
 #define DEVICE_DEADLINE_NS (60LL * 1000000000)
+
+/* One-shot exchanges are worth it up to some ten kilobytes; more rows go through the host. */
+enum { PEER_MAX_BYTES = 256 * 1024 };
 
 /* A model as this rank sees it. */
 struct part {
@@ -248,6 +252,9 @@ static enum status connect_devices(struct rank *r, enum engine_model model, stru
     struct part *part = &r->parts[model];
     void *stream = backend_stream(r->backend);
     if (stream == NULL || comm_size(group) == 1) return STATUS_OK;
+    if (r->options.shares_device && r->options.one_process) {
+        return comm_peer_create(&part->tensors, group, r->backend, PEER_MAX_BYTES, err);
+    }
     if (r->options.isa != BACKEND_CUDA || r->options.shares_device) {
         part->tensors = comm_staged_create(group, r->backend);
         return STATUS_OK;

@@ -243,6 +243,8 @@ static enum status open_rank(struct replica *r, struct error *err) {
         .isa = r->device.isa,
         .device = r->device.index,
         .shares_device = shares_device(r),
+        .one_process = r->options->make_group == comm_threads_group &&
+                       n_sharers(r, r->rank_i) == r->n_ranks,
         .n_threads = r->options->n_threads,
         .memory_bytes = memory_of_rank(r, r->rank_i),
     };

@@ -105,6 +105,16 @@ static void record_end(struct backend *backend) {
     (void)backend;
 }
 
+static enum status no_inbox(struct inbox **out, struct backend *backend, int rank, int size,
+                            size_t max_bytes, struct error *err) {
+    (void)backend;
+    (void)rank;
+    (void)size;
+    (void)max_bytes;
+    *out = NULL;
+    return error_set(err, STATUS_FAILED_PRECONDITION, "ranks of the CPU need no inbox");
+}
+
 static const struct backend_ops table_of_ops = {
     .destroy = destroy,
     .isa_name = isa_name,
@@ -144,6 +154,7 @@ static const struct backend_ops table_of_ops = {
     .swiglu = cpu_swiglu,
     .rope_kv_write = cpu_rope_kv_write,
     .attention = cpu_attention,
+    .inbox_create = no_inbox,
     .sample_begin = cpu_sample_begin,
     .sample_end = cpu_sample_end,
     .fed_tokens = cpu_fed_tokens,

@@ -118,6 +118,9 @@ struct rope_table {
 bool cuda_went_well(struct backend *backend, cudaError_t error, const char *what);
 /* INTERNAL with the first failure's words, if there was one. */
 enum status cuda_failure(const struct backend *backend, struct error *err);
+/* Before memory goes: waits for what uses it, and forgets recorded passes and packed operands, which
+ * may hold its address. */
+void cuda_let_go(struct backend *backend);
 /* Device memory; RESOURCE_EXHAUSTED with the bytes and what they were for. */
 enum status cuda_take(void **out, size_t bytes, const char *what, struct error *err);
 /* At least `wanted` bytes where *bytes are now, contents lost; waits for what uses them. */
@@ -157,8 +160,18 @@ int cuda_pass_rows(const struct backend *backend);
 /* Pieces side by side for attention over the pass, 0: each tile walks its own. */
 int cuda_pass_slots(const struct backend *backend, int n_heads, int padded);
 bool cuda_replay(struct backend *backend, uint64_t key);
+void cuda_drop_graphs(struct backend *backend);
 void cuda_record_begin(struct backend *backend, uint64_t key);
 void cuda_record_end(struct backend *backend);
+
+/* inbox.c */
+enum status cuda_inbox_create(struct inbox **out, struct backend *backend, int rank, int size,
+                              size_t max_bytes, struct error *err);
+void cuda_inbox_free(struct inbox *inbox);
+void *cuda_inbox_memory(const struct inbox *inbox);
+void cuda_inbox_connect(struct inbox *inbox, void *const *memories);
+void cuda_inbox_gather(struct inbox *inbox, void *recv, const void *send, size_t bytes);
+enum status cuda_inbox_check(struct inbox *inbox, struct error *err);
 
 /* ops.c */
 extern const struct backend_ops cuda_ops;

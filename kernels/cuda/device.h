@@ -121,6 +121,14 @@ static __device__ __forceinline__ void store_line(uint2 *at, uint2 v) {
     asm volatile("st.relaxed.sys.global.v2.u32 [%0],{%1,%2};" ::"l"(at), "r"(v.x), "r"(v.y)
                  : "memory");
 }
+static __device__ __forceinline__ uint32_t load_flag(const uint32_t *at) {
+    uint32_t v;
+    asm volatile("ld.relaxed.sys.global.u32 %0,[%1];" : "=r"(v) : "l"(at) : "memory");
+    return v;
+}
+static __device__ __forceinline__ void store_flag(uint32_t *at, uint32_t v) {
+    asm volatile("st.relaxed.sys.global.u32 [%0],%1;" ::"l"(at), "r"(v) : "memory");
+}
 static __device__ __forceinline__ void spin_pause() {
     __nanosleep(20);
 }

@@ -29,7 +29,7 @@ fail:
 }
 
 void cuda_kv_free(struct kv_cache *cache) {
-    cudaStreamSynchronize(cache->backend->stream);
+    cuda_let_go(cache->backend);
     cudaFree(cache->layout.keys);
     cudaFree(cache->layout.values);
     free(cache);
@@ -86,7 +86,7 @@ fail:
 }
 
 void cuda_rope_free(struct rope_table *table) {
-    cudaStreamSynchronize(table->backend->stream);
+    cuda_let_go(table->backend);
     cudaFree(table->cosines);
     free(table);
 }

@@ -167,7 +167,7 @@ fail:
 }
 
 void cuda_weight_free(struct weight *weight) {
-    cudaStreamSynchronize(weight->backend->stream);
+    cuda_let_go(weight->backend);
     cudaFree(weight->data);
     cudaFree(weight->scales);
     free(weight);
@@ -210,7 +210,7 @@ fail:
 }
 
 void cuda_table_free(struct table *table) {
-    cudaStreamSynchronize(table->backend->stream);
+    cuda_let_go(table->backend);
     cudaFree(table->data);
     free(table);
 }

@@ -32,10 +32,16 @@ enum status cuda_take(void **out, size_t bytes, const char *what, struct error *
                      what, cudaGetErrorString(error));
 }
 
+void cuda_let_go(struct backend *backend) {
+    cudaStreamSynchronize(backend->stream);
+    cuda_drop_graphs(backend);
+    backend->packed_of = NULL;
+}
+
 enum status cuda_grow(struct backend *backend, void **memory, size_t *bytes, size_t wanted,
                       const char *what, struct error *err) {
     if (wanted <= *bytes) return STATUS_OK;
-    cudaStreamSynchronize(backend->stream);
+    cuda_let_go(backend);
     cudaFree(*memory);
     *memory = NULL;
     *bytes = 0;
@@ -56,7 +62,7 @@ static void *alloc_zeroed(struct backend *backend, size_t bytes) {
 
 static void free_memory(struct backend *backend, void *memory) {
     if (memory == NULL) return;
-    cudaStreamSynchronize(backend->stream);
+    cuda_let_go(backend);
     cudaFree(memory);
 }
 
@@ -459,6 +465,12 @@ const struct backend_ops cuda_ops = {
     .swiglu = swiglu,
     .rope_kv_write = rope_kv_write,
     .attention = attention,
+    .inbox_create = cuda_inbox_create,
+    .inbox_free = cuda_inbox_free,
+    .inbox_memory = cuda_inbox_memory,
+    .inbox_connect = cuda_inbox_connect,
+    .inbox_gather = cuda_inbox_gather,
+    .inbox_check = cuda_inbox_check,
     .sample_begin = sample_begin,
     .sample_end = sample_end,
     .fed_tokens = fed_tokens,

@@ -20,7 +20,7 @@ static size_t fixed_bytes(const struct backend *backend) {
     return rows * (2 * sizeof(int32_t) + sizeof(struct row_place));
 }
 
-static void drop_graphs(struct backend *backend) {
+void cuda_drop_graphs(struct backend *backend) {
     for (int i = 0; i < backend->n_graphs; i++) cudaGraphExecDestroy(backend->graphs[i].exec);
     backend->n_graphs = 0;
 }
@@ -59,7 +59,7 @@ enum status cuda_pass_create(struct backend *backend, struct error *err) {
 }
 
 void cuda_pass_destroy(struct backend *backend) {
-    drop_graphs(backend);
+    cuda_drop_graphs(backend);
     release(&backend->pass);
     for (int i = 0; i < CUDA_PASS_SLOTS; i++) {
         if (backend->pass.sent[i] != NULL) cudaEventDestroy(backend->pass.sent[i]);
@@ -69,8 +69,7 @@ void cuda_pass_destroy(struct backend *backend) {
 /* Longer block tables than ever before: graphs hold the old addresses. */
 static void grow(struct backend *backend, size_t bytes) {
     struct error err;
-    cudaStreamSynchronize(backend->stream);
-    drop_graphs(backend);
+    cuda_let_go(backend);
     release(&backend->pass);
     CHECK(take(backend, 2 * bytes, &err) == STATUS_OK);
 }

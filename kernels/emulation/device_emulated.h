@@ -1,7 +1,5 @@
 /* The bodies of kernels/cuda/device.h on the emulator. */
 #pragma once
-#include <sched.h>
-
 #include "kernels/emulation/emulation.h"
 
 namespace emulation {
@@ -158,8 +156,15 @@ static inline uint2 load_line(const uint2 *at) {
 static inline void store_line(uint2 *at, uint2 v) {
     __atomic_store_n((uint64_t *)at, (uint64_t)v.y << 32 | v.x, __ATOMIC_RELAXED);
 }
+static inline uint32_t load_flag(const uint32_t *at) {
+    return __atomic_load_n(at, __ATOMIC_RELAXED);
+}
+static inline void store_flag(uint32_t *at, uint32_t v) {
+    __atomic_store_n(at, v, __ATOMIC_RELAXED);
+}
+/* Other threads of the block go on, and other ranks, which are other threads of the host. */
 static inline void spin_pause() {
-    sched_yield();
+    emulation::pause();
 }
 static inline float add_f32(float a, float b) {
     return a + b;

@@ -1,6 +1,8 @@
 /* The emulator's scheduler: fibers, barriers, warp operations. */
 #include "kernels/emulation/emulation.h"
 
+#include <sched.h>
+
 #include <algorithm>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -84,6 +86,11 @@ static void yield() {
     SWITCH_BEGIN(&l->fake_stack, b->os_stack, b->os_stack_bytes);
     emulation_switch(&l->stack_pointer, b->scheduler);
     SWITCH_END(l->fake_stack, &b->os_stack, &b->os_stack_bytes);
+}
+
+void pause() {
+    sched_yield();
+    yield();
 }
 
 static void release_block() {

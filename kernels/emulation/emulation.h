@@ -103,6 +103,7 @@ extern thread_local lane *current_lane;
 /* What CU_SHARED declares at `where`: the same for all threads of a block, NaN at first. */
 void *shared_of(const void *where, size_t bytes);
 [[noreturn]] void die(const char *why);
+void pause(); /* lets others run, within the block and beside it */
 int barrier(bool predicate); /* how many arrived with true */
 uint64_t warp_operation(warp_op op, uint32_t mask, uint64_t value, int source, bool predicate);
 void collective(void *argument, void (*all)(void **lanes));

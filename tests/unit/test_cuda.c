@@ -219,12 +219,13 @@ static void fused(struct backend *backend, uint64_t seed) {
     float out[ROWS * N], expected[ROWS * N];
     memcpy(a, residual, sizeof a);
     memcpy(b, residual, sizeof b);
+    /* First of all: products bring the room for what ops before them pack. */
+    struct weight *product = linear_pack(backend, w, N, WIDTH, DTYPE_BF16);
     backend_tree_sum(backend, a, roots, 4, NULL, ROWS, WIDTH);
     backend_rmsnorm(backend, normed, a, weight, 1e-5f, ROWS, WIDTH);
     backend_tree_sum_norm(backend, b, fused_norm, roots, 4, NULL, weight, 1e-5f, ROWS, WIDTH);
     cr_assert_arr_eq(a, b, sizeof a);
     cr_assert_arr_eq(normed, fused_norm, sizeof normed);
-    struct weight *product = linear_pack(backend, w, N, WIDTH, DTYPE_BF16);
     backend_linear(backend, out, fused_norm, WIDTH, product, NULL, ROWS); /* as the norm packed it */
     backend_linear(backend, expected, normed, WIDTH, product, NULL, ROWS);
     cr_assert_arr_eq(out, expected, sizeof out);
@@ -234,6 +235,41 @@ static void fused(struct backend *backend, uint64_t seed) {
 
 Test(cuda, fused_ops_give_the_bits_of_single_ones) {
     in_every_order(fused);
+}
+
+/* --- graphs ------------------------------------------------------------------------------------------- */
+
+static void record(struct backend *backend, const struct weight *weight, float *memory) {
+    struct backend_pass pass = {.n_rows = 3};
+    backend_pass_begin(backend, &pass);
+    cr_assert(!backend_replay(backend, 1));
+    backend_record_begin(backend, 1);
+    backend_linear(backend, memory, memory + 8 * 16, 32, weight, NULL, 8);
+    backend_record_end(backend);
+    backend_pass_begin(backend, &pass);
+    cr_assert(backend_replay(backend, 1));
+}
+
+/* A graph holds addresses: it goes when any memory of the backend does. */
+static void graphs(struct backend *backend, uint64_t seed) {
+    struct test_random random = {seed};
+    float *w = random_floats(&random, 16 * 512, -1, 1);
+    float *memory = backend_alloc(backend, (8 * 16 + 8 * 32) * sizeof *memory);
+    struct weight *small = linear_pack(backend, w, 16, 32, DTYPE_BF16);
+    record(backend, small, memory);
+    struct weight *large = linear_pack(backend, w, 16, 512, DTYPE_BF16); /* moves the scratch */
+    record(backend, small, memory);
+    backend_weight_free(large);
+    record(backend, small, memory);
+    backend_free(backend, backend_alloc(backend, 64));
+    record(backend, small, memory);
+    backend_weight_free(small);
+    backend_free(backend, memory);
+    free(w);
+}
+
+Test(cuda, graphs_go_with_the_memory_they_use) {
+    in_every_order(graphs);
 }
 
 /* --- sampling ------------------------------------------------------------------------------------------ */

@@ -1,0 +1,111 @@
+#include "worker/comm/comm_peer.h"
+
+#include <stdlib.h>
+
+#include "worker/comm/comm_internal.h"
+#include "worker/comm/comm_staged.h"
+
+struct peer {
+    struct comm head;
+    struct comm *host, *staged;
+    struct inbox *inbox;
+    size_t max_bytes;
+};
+
+static struct peer *self(struct comm *comm) {
+    return (struct peer *)comm;
+}
+
+static enum status broadcast(struct comm *comm, void *buffer, size_t bytes, int root,
+                             struct error *err) {
+    return comm_broadcast(self(comm)->staged, buffer, bytes, root, err);
+}
+
+static enum status all_gather(struct comm *comm, void *recv, const void *send, size_t bytes,
+                              struct error *err) {
+    struct peer *p = self(comm);
+    if (bytes == 0 || bytes % 4 != 0 || bytes > p->max_bytes) {
+        return comm_all_gather(p->staged, recv, send, bytes, err);
+    }
+    backend_inbox_gather(p->inbox, recv, send, bytes);
+    return STATUS_OK;
+}
+
+static enum status gather(struct comm *comm, void *recv, const void *send,
+                          const size_t *bytes_of_rank, int root, struct error *err) {
+    return comm_gather(self(comm)->staged, recv, send, bytes_of_rank, root, err);
+}
+
+static enum status send_to(struct comm *comm, const void *buffer, size_t bytes, int to,
+                           struct error *err) {
+    return comm_send(self(comm)->staged, buffer, bytes, to, err);
+}
+
+static enum status recv_from(struct comm *comm, void *buffer, size_t bytes, int from,
+                             struct error *err) {
+    return comm_recv(self(comm)->staged, buffer, bytes, from, err);
+}
+
+/* What waited in vain ends the group for everybody. */
+static enum status complete(struct comm *comm, struct error *err) {
+    struct peer *p = self(comm);
+    enum status status = backend_inbox_check(p->inbox, err);
+    if (status != STATUS_OK) comm_abort(p->host, err->text);
+    return status;
+}
+
+static enum status check(struct comm *comm, struct error *err) {
+    return comm_check(self(comm)->host, err);
+}
+
+static void abort_host(struct comm *comm, const char *reason) {
+    comm_abort(self(comm)->host, reason);
+}
+
+static void destroy(struct comm *comm) {
+    struct peer *p = self(comm);
+    backend_inbox_free(p->inbox);
+    comm_destroy(p->staged);
+    free(p);
+}
+
+enum status comm_peer_create(struct comm **out, struct comm *host, struct backend *backend,
+                             size_t max_bytes, struct error *err) {
+    static const struct comm_ops ops = {
+        .broadcast = broadcast,
+        .all_gather = all_gather,
+        .gather = gather,
+        .send = send_to,
+        .recv = recv_from,
+        .complete = complete,
+        .check = check,
+        .abort = abort_host,
+        .destroy = destroy,
+    };
+    struct inbox *inbox = NULL;
+    enum status mine = backend_inbox_create(&inbox, backend, comm_rank(host), comm_size(host),
+                                            max_bytes, err);
+    void *memory = mine == STATUS_OK ? backend_inbox_memory(inbox) : NULL, *memories[256];
+    struct error other;
+    enum status status = comm_all_gather(host, memories, &memory, sizeof memory, &other);
+    for (int i = 0; i < comm_size(host) && status == STATUS_OK && mine == STATUS_OK; i++) {
+        if (memories[i] == NULL) {
+            status = error_set(&other, STATUS_UNAVAILABLE, "rank %d has no inbox", i);
+        }
+    }
+    if (mine != STATUS_OK || status != STATUS_OK) {
+        backend_inbox_free(inbox);
+        if (mine != STATUS_OK) return mine;
+        *err = other;
+        return status;
+    }
+    backend_inbox_connect(inbox, memories);
+    struct peer *p = xcalloc(1, sizeof *p);
+    p->head = (struct comm){.ops = &ops, .rank = comm_rank(host), .size = comm_size(host)};
+    p->host = host;
+    p->staged = comm_staged_create(host, backend);
+    p->inbox = inbox;
+    p->max_bytes = max_bytes;
+    *out = &p->head;
+    return STATUS_OK;
+}
