@@ -6,6 +6,8 @@
 #   tests/run.sh asan|tsan  the unit tests under sanitizers
 #   tests/run.sh fuzz       every fuzzer, about a minute together
 #   tests/run.sh lossless   the whole exactness suite (speculation): hours on 2 cores
+#
+# Where there is a GPU, the CUDA backend is checked on it first; tests/gpu/run.sh also measures.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -20,6 +22,10 @@ fail() {
     exit 1
 }
 
+has_gpu() {
+    command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU'
+}
+
 # ctest hides what passing programs print: what this machine cannot test is said here.
 say_what_is_left_out() {
     local flag
@@ -29,6 +35,8 @@ say_what_is_left_out() {
     done
     [ -d "$root/../shared/data" ] ||
         echo "tests/run.sh: ../shared is absent: tokenizer vectors and third-party goldens are skipped"
+    has_gpu || echo "tests/run.sh: no GPU here: CUDA kernels run on the emulated device only"
+    command -v nvcc >/dev/null || echo "tests/run.sh: no nvcc here: the CUDA and NCCL modules are not built"
 }
 
 # build FOLDER SANITIZER TARGET...
@@ -101,6 +109,9 @@ tsan) run_tsan '^test_' ;;
     run_asan '^test_' "$heavy"
     run_tsan "$threaded"
     build "$root/build" "" all
+    if has_gpu; then
+        "$root/tests/gpu/run.sh" --quick --out "$root/build/gpu-results" "$root/build/bin" || fail "GPU checks failed"
+    fi
     ctest --test-dir "$root/build" --output-on-failure
     ;;
 *)

@@ -357,6 +357,9 @@ static void destroy(struct backend *backend) {
 
 static enum status probe(struct backend_device *out, int device, struct error *err) {
     int n = 0;
+    /* All kernels are loaded at start: loading one later may wait for the whole device, which never
+     * comes while ranks' kernels wait for each other there. Who sets it otherwise is obeyed. */
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
     cudaError_t error = cudaGetDeviceCount(&n);
     if (error != cudaSuccess || n == 0) {
         cudaGetLastError();
