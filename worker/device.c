@@ -33,15 +33,14 @@ static enum status resolve_emulated(struct device *out, struct error *err) {
 enum status device_resolve(struct device *out, const char *wanted, enum backend_isa isa,
                            int local_rank, struct error *err) {
     TRY(device_name_check(wanted, err));
-    struct backend_device first;
     bool any = strcmp(wanted, "auto") == 0 || strcmp(wanted, "cuda") == 0;
     if (strcmp(wanted, "cpu") == 0) return resolve_cpu(out, isa, err);
     if (strcmp(wanted, "emulated") == 0) return resolve_emulated(out, err);
     if (!any) return resolve_cuda(out, device_name_index(wanted), err);
-    if (strcmp(wanted, "auto") == 0 &&
-        (isa != BACKEND_AUTO || backend_device_probe(&first, BACKEND_CUDA, 0, err) != STATUS_OK)) {
-        return resolve_cpu(out, isa, err);
-    }
-    TRY(backend_device_probe(&first, BACKEND_CUDA, 0, err));
-    return resolve_cuda(out, local_rank % first.n_devices, err);
+    bool may_be_cpu = strcmp(wanted, "auto") == 0;
+    if (may_be_cpu && isa != BACKEND_AUTO) return resolve_cpu(out, isa, err);
+    struct backend_device all;
+    enum status status = backend_device_probe(&all, BACKEND_CUDA, -1, err);
+    if (status == STATUS_OK) status = resolve_cuda(out, local_rank % all.n_devices, err);
+    return status != STATUS_OK && may_be_cpu ? resolve_cpu(out, isa, err) : status;
 }

@@ -11,6 +11,7 @@
 #include "worker/hello_links.h"
 #include "worker/host.h"
 #include "worker/link.h"
+#include "worker/progress.h"
 #include "worker/rank.h"
 #include "worker/step_loop.h"
 #include "worker/trace.h"
@@ -32,6 +33,7 @@ struct replica {
     int n_blocks; /* of each pool: the smallest of the ranks */
     struct device device; /* resolved */
     int64_t progress_at_ns;
+    struct progress progress; /* rank 0 */
 };
 
 /* --- agreement ------------------------------------------------------------------------------ */
@@ -326,6 +328,7 @@ static enum status begin_trace(struct replica *r, struct error *err) {
 static void on_progress(void *user, size_t bytes_done, size_t bytes_total) {
     struct replica *r = user;
     int64_t now = clock_now_ns();
+    if (r->rank_i == 0) progress_show(&r->progress, bytes_done, bytes_total);
     if (bytes_done < bytes_total && now - r->progress_at_ns < 200 * 1000 * 1000) return;
     r->progress_at_ns = now;
     if (r->link != NULL) link_send_progress(r->link, bytes_done, bytes_total);

@@ -7,12 +7,16 @@
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define SWITCH_BEGIN(save, bottom, bytes) __sanitizer_start_switch_fiber(save, bottom, bytes)
 #define SWITCH_END(saved, bottom, bytes) __sanitizer_finish_switch_fiber(saved, bottom, bytes)
+/* A fiber ends without returning: its frames' red zones stay behind. */
+#define STACK_FRESH(stack, bytes) __asan_unpoison_memory_region(stack, bytes)
 #else
 #define SWITCH_BEGIN(save, bottom, bytes) ((void)(save), (void)(bottom), (void)(bytes))
 #define SWITCH_END(saved, bottom, bytes) ((void)(saved), (void)(bottom), (void)(bytes))
+#define STACK_FRESH(stack, bytes) ((void)(stack), (void)(bytes))
 #endif
 
 /* Saves the registers a callee owns, stores the stack pointer at *save, and goes on at `to`. */
@@ -186,6 +190,7 @@ static void prepare_lane(block *b, int i) {
     /* The fiber before never returned from its frames: their red zones are still there. */
     __asan_unpoison_memory_region(l.stack, STACK_BYTES);
 #endif
+    STACK_FRESH(l.stack, STACK_BYTES);
     dim3 size = b->size;
     l.thread = dim3((unsigned)i % size.x, (unsigned)i / size.x % size.y,
                     (unsigned)i / (size.x * size.y));
