@@ -71,8 +71,10 @@ int backend_isa_parse(const char *name);
 /* Whether this processor (and kernel) can run it; of a device: whether there is one. */
 bool backend_isa_available(enum backend_isa isa);
 
-/* What is known of a CUDA device before it is opened. Costs less than a millisecond where there is no
- * driver. UNAVAILABLE, in one sentence, without module, driver or device. */
+/* What is known of a CUDA device before it is opened; of device -1 their number alone, and none of them
+ * is touched (what is touched gives memory to this process, or is another's alone). Costs less than a
+ * millisecond where there is no driver. UNAVAILABLE, in one sentence, without module, driver or
+ * device. */
 struct backend_device {
     char name[64];
     int n_devices;    /* of its kind, here */

@@ -366,6 +366,10 @@ static enum status probe(struct backend_device *out, int device, struct error *e
         return error_set(err, STATUS_UNAVAILABLE, "no CUDA device here: %s",
                          error != cudaSuccess ? cudaGetErrorString(error) : "none is visible");
     }
+    if (device == -1) {
+        *out = (struct backend_device){.n_devices = n};
+        return STATUS_OK;
+    }
     if (device < 0 || device >= n) {
         return error_set(err, STATUS_INVALID_ARGUMENT, "CUDA device %d, expected 0..%d", device, n - 1);
     }

@@ -272,6 +272,19 @@ Test(cuda, graphs_go_with_the_memory_they_use) {
     in_every_order(graphs);
 }
 
+/* --- devices ------------------------------------------------------------------------------------------ */
+
+Test(cuda, devices_are_counted_without_being_touched) {
+    if (!computes_here(BACKEND_EMULATED)) cr_skip_test("the emulated device is not built here");
+    struct backend_device device;
+    struct error err;
+    cr_assert_eq(backend_device_probe(&device, BACKEND_EMULATED, -1, &err), STATUS_OK);
+    cr_assert(device.n_devices == 1 && device.major == 0 && device.memory_bytes == 0);
+    cr_assert_eq(backend_device_probe(&device, BACKEND_EMULATED, 0, &err), STATUS_OK);
+    cr_assert(device.n_devices == 1 && device.major == 8 && device.memory_bytes > 0);
+    cr_assert_eq(backend_device_probe(&device, BACKEND_EMULATED, 1, &err), STATUS_INVALID_ARGUMENT);
+}
+
 /* --- sampling ------------------------------------------------------------------------------------------ */
 
 enum { VOCAB_MAX = 3000 };
