@@ -110,16 +110,16 @@ static __device__ __forceinline__ float load_fresh(const float *at) {
 static __device__ __forceinline__ uint32_t spread_bytes(uint32_t word, bool high) {
     return __byte_perm(word, 0, high ? 0x4342 : 0x4140);
 }
-/* What a peer wrote, and what a peer shall read: 8 bytes of data and flag in one piece. */
+/* What a peer wrote, and what a peer shall read: 8 bytes of data and flag in one piece, which a scalar
+ * access is and a vector of two is not promised to be. */
 static __device__ __forceinline__ uint2 load_line(const uint2 *at) {
-    uint2 v;
-    asm volatile("ld.relaxed.sys.global.v2.u32 {%0,%1},[%2];" : "=r"(v.x), "=r"(v.y) : "l"(at)
-                 : "memory");
-    return v;
+    unsigned long long v;
+    asm volatile("ld.relaxed.sys.global.u64 %0,[%1];" : "=l"(v) : "l"(at) : "memory");
+    return make_uint2((uint32_t)v, (uint32_t)(v >> 32));
 }
 static __device__ __forceinline__ void store_line(uint2 *at, uint2 v) {
-    asm volatile("st.relaxed.sys.global.v2.u32 [%0],{%1,%2};" ::"l"(at), "r"(v.x), "r"(v.y)
-                 : "memory");
+    unsigned long long both = (unsigned long long)v.y << 32 | v.x;
+    asm volatile("st.relaxed.sys.global.u64 [%0],%1;" ::"l"(at), "l"(both) : "memory");
 }
 static __device__ __forceinline__ uint32_t load_flag(const uint32_t *at) {
     uint32_t v;
