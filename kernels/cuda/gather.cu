@@ -32,7 +32,8 @@ static __device__ __forceinline__ uint32_t wait_for(const struct gather &g, int 
         spin_pause();
         line = load_line(at);
     }
-    if (line.y != exchange) store_flag(&g.state->missing, (uint32_t)from + 1);
+    /* The first note stays: who gave up because of it has not waited long enough to blame anybody. */
+    if (line.y != exchange) atomicCAS(&g.state->missing, 0u, (uint32_t)from + 1);
     return line.x;
 }
 
