@@ -360,6 +360,9 @@ static enum status probe(struct backend_device *out, int device, struct error *e
     /* All kernels are loaded at start: loading one later may wait for the whole device, which never
      * comes while ranks' kernels wait for each other there. Who sets it otherwise is obeyed. */
     setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+    /* A queue of the device for each rank's stream. Of two streams in one queue, what waits in the first
+     * holds up the kernel in the second that it waits for; 8 queues are the default, 32 the most. */
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
     cudaError_t error = cudaGetDeviceCount(&n);
     if (error != cudaSuccess || n == 0) {
         cudaGetLastError();
