@@ -8,7 +8,9 @@
 
 #include "kernels/cuda/cuda.h"
 
-enum { ROUND = 8, FIRST_TABLES = 16384 };
+/* Room for the blocks of 64 sequences of 128 k tokens. Getting more would wait for the whole device, and in
+ * the middle of a pass: other ranks' kernels there may be waiting for this rank's (gather.cu). */
+enum { ROUND = 8, FIRST_TABLES = 64 * (128 << 10) / BACKEND_KV_BLOCK };
 
 static size_t round_up(size_t n, size_t unit) {
     return (n + unit - 1) / unit * unit;
