@@ -7,7 +7,6 @@
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
-#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define SWITCH_BEGIN(save, bottom, bytes) __sanitizer_start_switch_fiber(save, bottom, bytes)
 #define SWITCH_END(saved, bottom, bytes) __sanitizer_finish_switch_fiber(saved, bottom, bytes)
@@ -186,10 +185,6 @@ static void run_lane() {
 static void prepare_lane(block *b, int i) {
     lane &l = b->lanes[(size_t)i];
     if (l.stack == nullptr) l.stack = aligned_alloc(64, STACK_BYTES);
-#if defined(__SANITIZE_ADDRESS__)
-    /* The fiber before never returned from its frames: their red zones are still there. */
-    __asan_unpoison_memory_region(l.stack, STACK_BYTES);
-#endif
     STACK_FRESH(l.stack, STACK_BYTES);
     dim3 size = b->size;
     l.thread = dim3((unsigned)i % size.x, (unsigned)i / size.x % size.y,
