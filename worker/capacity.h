@@ -15,7 +15,7 @@ struct capacity_request {
     int max_context;         /* positions of one sequence */
     int max_logit_rows;      /* of one step; 0: max_sequences */
     struct footprint beside; /* another model's shard on this rank (a shared draft); zero: none */
-    int64_t memory_bytes;    /* available to this rank: the host's, shared out among its ranks */
+    int64_t memory_bytes;    /* of the host or device, whoever else stands on it */
     int64_t kv_budget_bytes; /* 0: what is free after weights, scratch and a reserve */
 };
 
@@ -33,3 +33,11 @@ int capacity_rows(int max_step_tokens, int max_sequences);
  * fit. */
 enum status capacity_compute(struct capacity *out, const struct capacity_request *request,
                              struct error *err);
+
+/* Ranks that share memory are one budget: the blocks that all n ranks have room for together, at most
+ * the fewest of any. places[n]: equal numbers, the same memory. Ranks may differ (a target and its
+ * draft): what weights and scratch leave is split so that each gets as many blocks.
+ * RESOURCE_EXHAUSTED with the numbers of the fullest place when it is less than one sequence of
+ * max_context tokens. */
+enum status capacity_share(int *n_blocks, const struct capacity *capacities, const int *places, int n,
+                           int max_context, struct error *err);

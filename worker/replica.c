@@ -82,14 +82,22 @@ static int n_sharers(const struct replica *r, int rank) {
     return n;
 }
 
-/* The memory of the host or device, shared out among the ranks that stand on it. */
+/* The memory of the host or device that a rank stands on; settle_capacity shares it out. */
 static int64_t memory_of_rank(const struct replica *r, int rank) {
     int64_t bytes = r->facts[rank].memory_bytes;
     for (int i = 0; i < r->n_ranks; i++) {
         if (!share_memory(r, i, rank)) continue;
         if (r->facts[i].memory_bytes < bytes) bytes = r->facts[i].memory_bytes;
     }
-    return bytes / n_sharers(r, rank);
+    return bytes;
+}
+
+/* places[n_ranks]: the first rank that shares memory with each. */
+static void find_places(const struct replica *r, int places[REPLICA_MAX_RANKS]) {
+    for (int i = 0; i < r->n_ranks; i++) {
+        places[i] = 0;
+        while (!share_memory(r, places[i], i)) places[i]++;
+    }
 }
 
 /* Bits agree within one kind of device only ("cuda:0 (9.0)" and "cuda:1 (9.0)" are of one). */
@@ -230,12 +238,9 @@ static enum status join(struct replica *r, struct error *err) {
 /* --- loading -------------------------------------------------------------------------------- */
 
 static bool shares_device(const struct replica *r) {
-    int devices[REPLICA_MAX_RANKS];
-    for (int i = 0; i < r->n_ranks; i++) {
-        devices[i] = 0;
-        while (!share_memory(r, devices[i], i)) devices[i]++;
-    }
-    return rank_plan_shares_device(&r->plan, r->rank_i, devices);
+    int places[REPLICA_MAX_RANKS];
+    find_places(r, places);
+    return rank_plan_shares_device(&r->plan, r->rank_i, places);
 }
 
 static enum status open_rank(struct replica *r, struct error *err) {
@@ -271,9 +276,32 @@ static void log_capacity(const struct replica *r, const struct rank_part *parts)
                  (double)c->reserve_bytes / mib, (double)c->kv_bytes / mib, c->n_blocks);
     }
     int context = rank_max_context(r->rank);
+    int places[REPLICA_MAX_RANKS];
+    find_places(r, places);
+    for (int i = 1; i < r->n_ranks; i++) {
+        if (places[i] != i) {
+            log_info("ranks on one host or device share its memory: one budget");
+            break;
+        }
+    }
     log_info("KV memory of %d blocks holds %d tokens: %.1f sequences of %d", r->n_blocks,
              r->n_blocks * BACKEND_KV_BLOCK, (double)r->n_blocks * BACKEND_KV_BLOCK / context,
              context);
+}
+
+/* The blocks that all ranks serve with; the parts then say what of them is each one's. */
+static enum status share_memory_out(struct replica *r, struct rank_part *parts, struct error *err) {
+    struct capacity capacities[REPLICA_MAX_RANKS];
+    int places[REPLICA_MAX_RANKS];
+    for (int i = 0; i < r->n_ranks; i++) capacities[i] = parts[i].capacity;
+    find_places(r, places);
+    TRY(capacity_share(&r->n_blocks, capacities, places, r->n_ranks, rank_max_context(r->rank), err));
+    for (int i = 0; i < r->n_ranks; i++) {
+        struct capacity *c = &parts[i].capacity;
+        if (c->n_blocks > 0) c->kv_bytes = c->kv_bytes / c->n_blocks * r->n_blocks;
+        c->n_blocks = r->n_blocks;
+    }
+    return STATUS_OK;
 }
 
 /* All ranks must see the same checkpoints, and serve with what the smallest can hold. */
@@ -282,9 +310,7 @@ static enum status settle_capacity(struct replica *r, struct error *err) {
     snprintf(mine.role, sizeof mine.role, "%s", rank_role(r->rank));
     struct rank_part *parts = xcalloc((size_t)r->n_ranks, sizeof *parts);
     enum status status = comm_all_gather(r->world, parts, &mine, sizeof mine, err);
-    r->n_blocks = mine.capacity.n_blocks;
     for (int i = 0; i < r->n_ranks && status == STATUS_OK; i++) {
-        if (parts[i].capacity.n_blocks < r->n_blocks) r->n_blocks = parts[i].capacity.n_blocks;
         if (parts[i].fingerprint == parts[0].fingerprint) continue;
         status = error_set(err, STATUS_FAILED_PRECONDITION,
                            "rank %d on %s reads other checkpoints than rank 0 on %s: fingerprints "
@@ -292,6 +318,7 @@ static enum status settle_capacity(struct replica *r, struct error *err) {
                            (unsigned long long)parts[i].fingerprint,
                            (unsigned long long)parts[0].fingerprint);
     }
+    if (status == STATUS_OK) status = share_memory_out(r, parts, err);
     if (status == STATUS_OK && r->rank_i == 0) log_capacity(r, parts);
     free(parts);
     return status;

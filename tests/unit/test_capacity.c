@@ -156,3 +156,28 @@ Test(capacity, a_rank_without_heads) {
     cr_assert_eq(out.kv_bytes, 0);
     cr_assert_eq(out.n_blocks, out.wanted_blocks);
 }
+
+/* --- ranks that share memory -------------------------------------------------------------------- */
+
+/* A target of 60 and a draft of 5 MiB, blocks of 2 and 1 MiB, on a device of 100 with 10 in reserve. */
+Test(capacity, a_target_and_its_draft_on_one_device) {
+    struct capacity both[2] = {
+        {.memory_bytes = 100 * MIB, .weights_bytes = 55 * MIB, .scratch_bytes = 5 * MIB,
+         .reserve_bytes = 10 * MIB, .kv_bytes = 14 * 2 * MIB, .n_blocks = 14},
+        {.memory_bytes = 100 * MIB, .weights_bytes = 4 * MIB, .scratch_bytes = MIB,
+         .reserve_bytes = 10 * MIB, .kv_bytes = 80 * MIB, .n_blocks = 80},
+    };
+    struct error err;
+    int n_blocks, together[2] = {0, 0}, apart[2] = {0, 1};
+    cr_assert_eq(capacity_share(&n_blocks, both, apart, 2, 64, &err), STATUS_OK);
+    cr_assert_eq(n_blocks, 14);
+    cr_assert_eq(capacity_share(&n_blocks, both, together, 2, 64, &err), STATUS_OK);
+    cr_assert_eq(n_blocks, 8, "25 MiB are left for blocks of 3");
+    cr_assert_eq(capacity_share(&n_blocks, both, together, 2, 8 * 16, &err), STATUS_OK);
+    cr_assert_eq(capacity_share(&n_blocks, both, together, 2, 8 * 16 + 1, &err),
+                 STATUS_RESOURCE_EXHAUSTED);
+    cr_assert(strstr(err.text, "2 ranks share 100.0 MiB; their weights take 59.0") != NULL, "%s",
+              err.text);
+    both[1].weights_bytes = 40 * MIB;
+    cr_assert_eq(capacity_share(&n_blocks, both, together, 2, 16, &err), STATUS_RESOURCE_EXHAUSTED);
+}
