@@ -26,7 +26,7 @@ void backend_rope_free(struct rope_table *table) {
 }
 
 size_t backend_kv_block_bytes(int n_kv_heads, int head_dim) {
-    size_t elements = (size_t)BACKEND_KV_BLOCK * (size_t)((head_dim + 15) / 16 * 16);
+    size_t elements = (size_t)BACKEND_KV_BLOCK * (size_t)((head_dim + 31) / 32 * 32);
     return (size_t)n_kv_heads * 2 * elements * sizeof(uint16_t);
 }
 

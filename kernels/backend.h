@@ -221,7 +221,7 @@ struct kv_cache;
 enum status backend_kv_create(struct kv_cache **out, struct backend *backend, int n_blocks,
                               int n_kv_heads, int head_dim, struct error *err);
 void backend_kv_free(struct kv_cache *cache);
-/* Bytes of one block (K and V) of one layer. */
+/* Bytes of one block (K and V) of one layer, at most: backends round head_dim up to 16 or 32. */
 size_t backend_kv_block_bytes(int n_kv_heads, int head_dim);
 
 /* What the cache holds of one position (waits): k and v [n_kv_heads * head_dim], bf16 widened exactly to

@@ -3,7 +3,7 @@
 #include <stdint.h>
 
 /* As the kernels pack weights and keep the cache (kernels/backend.h). */
-enum { PANEL_ROWS = 16, PANEL_COLUMNS = 64, KV_BLOCK = 16, KV_DIM_UNIT = 16 };
+enum { PANEL_ROWS = 16, PANEL_COLUMNS = 64, KV_BLOCK = 16, KV_DIM_UNIT = 32 };
 
 static size_t round_up(size_t value, size_t unit) {
     return (value + unit - 1) / unit * unit;

@@ -3,8 +3,8 @@
 
     tests/kernel_resources.py [--csv FILE] [ARCH ...]      (80 89 90 and what else nvcc knows)
 
-Fails when a hot kernel spills: what runs for every token must not touch local memory. Without nvcc it
-says so and succeeds. Needs no GPU.
+Fails when a hot kernel spills or keeps arrays on its stack: what runs for every token must not touch
+local memory. Without nvcc it says so and succeeds. Needs no GPU.
 """
 import argparse
 import concurrent.futures
@@ -80,21 +80,22 @@ def main():
         rows = [row for part in pool.map(lambda job: compile_one(*job), jobs) for row in part]
     if not rows:
         sys.exit("kernel_resources: ptxas named no kernel; its report is not understood")
-    print(f"{'arch':>5} {'kernel':<58} {'regs':>5} {'spills':>7} {'shared':>7}")
+    print(f"{'arch':>5} {'kernel':<58} {'regs':>5} {'spills':>7} {'stack':>6} {'shared':>7}")
     for row in rows:
         spills = row["spill_stores"] + row["spill_loads"]
         print(f"{row['arch']:>5} {row['kernel'][:58]:<58} {row['registers']:>5} {spills:>7} "
-              f"{row['shared']:>7}")
+              f"{row['stack']:>6} {row['shared']:>7}")
     if arguments.csv:
         with open(arguments.csv, "w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(rows)
-    bad = [row for row in rows if HOT.search(row["kernel"]) and row["spill_stores"] + row["spill_loads"]]
+    bad = [row for row in rows if HOT.search(row["kernel"])
+           and row["spill_stores"] + row["spill_loads"] + row["stack"]]
     for row in bad:
-        print(f"kernel_resources: {row['kernel']} spills on sm_{row['arch']}: {row['spill_stores']} "
-              f"bytes stored, {row['spill_loads']} loaded", file=sys.stderr)
-    print(f"kernel_resources: {len(rows)} kernels, {len(bad)} hot ones spill")
+        print(f"kernel_resources: {row['kernel']} on sm_{row['arch']}: {row['stack']} bytes of stack, "
+              f"{row['spill_stores']} of spills stored, {row['spill_loads']} loaded", file=sys.stderr)
+    print(f"kernel_resources: {len(rows)} kernels, {len(bad)} hot ones use local memory")
     sys.exit(1 if bad else 0)
 
 

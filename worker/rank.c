@@ -147,6 +147,14 @@ static size_t table_bytes(const struct rank *r) {
     return bytes;
 }
 
+/* Of the leader's device, at most: counts of tokens and raw logits of every row that is drawn from with
+ * penalties and log-probabilities. */
+static size_t draw_bytes(const struct rank *r) {
+    if (r->options.rank != 0) return 0;
+    return 2 * (size_t)rank_plan_logit_rows(r->options.plan) * (size_t)rank_target_config(r)->vocab *
+           sizeof(float);
+}
+
 static enum status compute_capacity(struct rank *r, struct error *err) {
     const struct rank_plan *plan = r->options.plan;
     bool has_target = r->parts[ENGINE_TARGET].shard_i >= 0;
@@ -163,7 +171,10 @@ static enum status compute_capacity(struct rank *r, struct error *err) {
         .kv_budget_bytes = plan->kv_budget_bytes,
     };
     if (has_target) request.beside = draft_footprint(r);
-    if (r->options.isa >= BACKEND_CUDA) request.beside.weights_bytes += table_bytes(r);
+    if (r->options.isa >= BACKEND_CUDA) {
+        request.beside.weights_bytes += table_bytes(r);
+        request.beside.scratch_bytes += draw_bytes(r);
+    }
     return capacity_compute(&r->capacity, &request, err);
 }
 

@@ -129,6 +129,11 @@ static __device__ __forceinline__ uint32_t load_flag(const uint32_t *at) {
 static __device__ __forceinline__ void store_flag(uint32_t *at, uint32_t v) {
     asm volatile("st.relaxed.sys.global.u32 [%0],%1;" ::"l"(at), "r"(v) : "memory");
 }
+static __device__ __forceinline__ unsigned long long device_ns() {
+    unsigned long long ns;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(ns));
+    return ns;
+}
 static __device__ __forceinline__ void spin_pause() {
     __nanosleep(20);
 }

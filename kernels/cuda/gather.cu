@@ -27,7 +27,9 @@ static __device__ __forceinline__ uint32_t wait_for(const struct gather &g, int 
                                                     uint32_t exchange, size_t i) {
     const uint2 *at = line_at(g.inboxes[g.rank], g, from, exchange, i);
     uint2 line = load_line(at);
-    for (int spins = 0; line.y != exchange && spins < g.max_spins; spins++) {
+    if (line.y == exchange) return line.x;
+    const unsigned long long begin = device_ns();
+    while (line.y != exchange && device_ns() - begin < g.max_ns) {
         if (load_flag(&g.state->missing) != 0) break; /* one long wait is enough */
         spin_pause();
         line = load_line(at);
@@ -37,11 +39,15 @@ static __device__ __forceinline__ uint32_t wait_for(const struct gather &g, int 
     return line.x;
 }
 
-static __global__ void __launch_bounds__(THREADS)
-    gather_kernel(uint32_t *recv, const uint32_t *send, size_t n_words, struct gather g) {
+static __global__ void __launch_bounds__(THREADS, 1)
+    gather_kernel(uint32_t *recv, const uint32_t *send, size_t n_words,
+                  const __grid_constant__ struct gather g) {
     CU_SHARED(uint32_t, number, 1);
     grid_wait();
-    if (threadIdx.x == 0) *number = load_flag(&g.state->n_exchanges) + 1;
+    if (threadIdx.x == 0) {
+        uint32_t next = load_flag(&g.state->n_exchanges) + 1;
+        *number = next != 0 ? next : 2; /* 0 is the flag of a line never written; halves alternate on */
+    }
     __syncthreads();
     const uint32_t exchange = *number;
     const size_t first = (size_t)blockIdx.x * THREADS + threadIdx.x;

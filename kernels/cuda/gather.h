@@ -23,7 +23,7 @@ struct gather {
     struct gather_state *state;       /* this rank's */
     int rank, size;
     size_t max_words;
-    int max_spins; /* of waiting for one line */
+    unsigned long long max_ns; /* of waiting for one line */
 };
 
 /* recv[size][bytes] from everybody's send[bytes]; bytes: a multiple of 4, at most 4 * max_words. */

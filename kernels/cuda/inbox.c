@@ -5,8 +5,9 @@
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/gather.h"
 
-/* Some seconds, whose turns are short on a device and long on the emulator. */
-enum { SPINS = 1 << 23, EMULATED_SPINS = 200000 };
+/* As long as groups over NCCL wait (worker/rank.c); tests of the emulator wait to the end. */
+#define WAIT_NS (60ull * 1000000000)
+#define EMULATED_WAIT_NS (20ull * 1000000000)
 
 struct inbox {
     struct backend_head head;
@@ -26,7 +27,8 @@ enum status cuda_inbox_create(struct inbox **out, struct backend *backend, int r
     inbox->gather.rank = rank;
     inbox->gather.size = size;
     inbox->gather.max_words = max_bytes / 4;
-    inbox->gather.max_spins = backend->options.isa == BACKEND_EMULATED ? EMULATED_SPINS : SPINS;
+    inbox->gather.max_ns =
+        backend->options.isa == BACKEND_EMULATED ? EMULATED_WAIT_NS : WAIT_NS;
     TRY_OR_FAIL(cuda_take((void **)&inbox->gather.inboxes[rank], bytes, "an inbox", err));
     TRY_OR_FAIL(cuda_take((void **)&inbox->gather.state, sizeof *inbox->gather.state, "an inbox", err));
     cudaMemsetAsync(inbox->gather.inboxes[rank], 0, bytes, backend->stream);

@@ -289,14 +289,11 @@ static void attention(struct backend *backend, float *out, const float *q, int q
 /* The newest batch stands in `fed`, where BACKEND_FED finds it whatever graph embeds it. */
 static void sample_begin(struct backend *backend, float *logits, int stride, int vocab,
                          const struct sample_draw *draws, int n) {
-    struct error err;
     size_t bytes = BACKEND_MAX_FED * sizeof(int32_t);
     size_t batch = (size_t)(backend->n_batches++ % BACKEND_FED_BATCHES);
     backend->n_drawn = n;
-    if (cuda_sampler_enqueue(backend->sampler, logits, (size_t)stride, vocab, draws, n, backend->fed,
-                             &err) != STATUS_OK) {
-        cuda_went_well(backend, cudaErrorInvalidValue, "drawing");
-    }
+    backend->draw_status = cuda_sampler_enqueue(backend->sampler, logits, (size_t)stride, vocab, draws,
+                                                n, backend->fed, &backend->draw_error);
     cuda_went_well(backend,
                    cudaMemcpyAsync(backend->fed_ring + batch * BACKEND_MAX_FED, backend->fed, bytes,
                                    cudaMemcpyDeviceToDevice, backend->stream),
@@ -305,6 +302,10 @@ static void sample_begin(struct backend *backend, float *logits, int stride, int
 
 static enum status sample_end(struct backend *backend, struct sample_result *results,
                               struct error *err) {
+    if (backend->draw_status != STATUS_OK) {
+        *err = backend->draw_error;
+        return backend->draw_status;
+    }
     TRY(cuda_sampler_collect(backend->sampler, results, err));
     cuda_went_well(backend, cudaGetLastError(), "a launch");
     return cuda_failure(backend, err);
@@ -313,6 +314,10 @@ static enum status sample_end(struct backend *backend, struct sample_result *res
 static enum status fed_tokens(struct backend *backend, int32_t *tokens, int n_batches,
                               struct error *err) {
     CHECK(n_batches <= BACKEND_FED_BATCHES && n_batches <= backend->n_batches);
+    if (backend->draw_status != STATUS_OK) {
+        *err = backend->draw_error;
+        return backend->draw_status;
+    }
     size_t row = BACKEND_MAX_FED * sizeof(int32_t);
     TRY(copy_out(backend, backend->fed_host, backend->fed_ring, BACKEND_FED_BATCHES * row, err));
     for (int i = 0; i < n_batches; i++) {
@@ -394,8 +399,8 @@ static enum status probe(struct backend_device *out, int device, struct error *e
     return STATUS_OK;
 }
 
-/* Pieces of attention side by side: 16 rows of 32 heads at a context of 8192. */
-enum { ATTENTION_FLOATS = 8 << 20 };
+/* Pieces of attention side by side: 8 rows of 32 heads of 128 at a context of 128k. */
+enum { ATTENTION_FLOATS = 20 << 20, EMULATED_ATTENTION_FLOATS = 4 << 20 };
 
 static enum status create(struct backend **out, const struct backend_options *options,
                           struct error *err) {
@@ -424,9 +429,10 @@ static enum status create(struct backend **out, const struct backend_options *op
         goto fail;
     }
     TRY_OR_FAIL(cuda_pass_create(backend, err));
-    backend->attention_floats = ATTENTION_FLOATS;
-    TRY_OR_FAIL(cuda_take((void **)&backend->attention_partial, ATTENTION_FLOATS * sizeof(float),
-                          "pieces of attention", err));
+    backend->attention_floats =
+        options->isa == BACKEND_EMULATED ? EMULATED_ATTENTION_FLOATS : ATTENTION_FLOATS;
+    TRY_OR_FAIL(cuda_take((void **)&backend->attention_partial,
+                          backend->attention_floats * sizeof(float), "pieces of attention", err));
     TRY_OR_FAIL(cuda_sampler_create(&backend->sampler, backend->stream, options->max_rows, err));
     *out = backend;
     return STATUS_OK;

@@ -244,7 +244,7 @@ static __device__ __forceinline__ int leaf_of_unit(const struct leaf_units &leav
 
 /* A thread makes one lane's 16 bytes: two B operands of one row. */
 static __global__ void pack_bf16_kernel(uint4 *packed, const float *in, int in_stride, int n_rows,
-                                        struct leaf_units leaves) {
+                                        const __grid_constant__ struct leaf_units leaves) {
     grid_wait();
     const int n_units = leaves.unit[leaves.n_leaves];
     int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -275,7 +275,8 @@ extern "C" void launch_pack_bf16(struct cuda_queue queue, void *packed, const fl
 
 /* A block quantises one row's leaf: symmetric, by its largest magnitude. */
 static __global__ void pack_i8_kernel(uint32_t *packed, float *scales, const float *in,
-                                      int in_stride, struct leaf_units leaves) {
+                                      int in_stride,
+                                      const __grid_constant__ struct leaf_units leaves) {
     CU_SHARED(float, largest, 4);
     grid_wait();
     const int row = blockIdx.x, leaf = blockIdx.y, n_units = leaves.unit[leaves.n_leaves];

@@ -89,10 +89,23 @@ static bool penalises(const struct sample_params *params) {
            params->frequency_penalty != 0;
 }
 
-static size_t words_of(const struct sample_draw *draw) {
-    const struct sample_params *params = draw->params;
-    size_t history = penalises(params) ? (size_t)draw->n_history : 0;
-    return 2 * (size_t)params->n_bias + (size_t)params->n_banned + history;
+/* The rows of a chain read one history, each a token more of it than the row before: it is sent once, as
+ * long as the longest of them wants it. 0: draw i has the one of the draw before it, or none. */
+static size_t history_of(const struct sample_draw *draws, int n, int i) {
+    if (!penalises(draws[i].params)) return 0;
+    bool shares = i > 0 && draws[i].history == draws[i - 1].history && penalises(draws[i - 1].params);
+    if (shares) return 0;
+    int longest = draws[i].n_history;
+    for (int j = i + 1; j < n && draws[j].history == draws[i].history; j++) {
+        if (!penalises(draws[j].params)) break;
+        if (draws[j].n_history > longest) longest = draws[j].n_history;
+    }
+    return (size_t)longest;
+}
+
+static size_t words_of(const struct sample_draw *draws, int n, int i) {
+    const struct sample_params *params = draws[i].params;
+    return 2 * (size_t)params->n_bias + (size_t)params->n_banned + history_of(draws, n, i);
 }
 
 /* The slot that rested longest, with room for n_words; what was sent from it has arrived. */
@@ -112,9 +125,10 @@ static enum status next_slot(struct cuda_sampler *s, struct slot **out, size_t n
     return STATUS_OK;
 }
 
-/* How many rows need counts, and copies of their raw logits. */
+/* How many rows need counts, and copies of their raw logits; where the last history was put. */
 struct needs {
     int n_counts, n_raw;
+    int32_t history_at;
 };
 
 static int32_t put_words(int32_t *words, int32_t *at, const void *from, size_t n) {
@@ -124,8 +138,9 @@ static int32_t put_words(int32_t *words, int32_t *at, const void *from, size_t n
     return begin;
 }
 
-static struct sample_row flatten(const struct sample_draw *draw, int32_t *words, int32_t *at,
-                                 struct needs *needs) {
+static struct sample_row flatten(const struct sample_draw *draws, int n, int i, int32_t *words,
+                                 int32_t *at, struct needs *needs) {
+    const struct sample_draw *draw = &draws[i];
     const struct sample_params *p = draw->params;
     bool counts = penalises(p) && draw->n_history > 0;
     bool changes = counts || p->n_bias > 0 || p->n_banned > 0;
@@ -151,7 +166,9 @@ static struct sample_row flatten(const struct sample_draw *draw, int32_t *words,
     };
     row.bias_at = put_words(words, at, p->bias, 2 * (size_t)p->n_bias);
     row.banned_at = put_words(words, at, p->banned, (size_t)p->n_banned);
-    row.history_at = put_words(words, at, draw->history, (size_t)row.n_history);
+    size_t history = history_of(draws, n, i);
+    if (history > 0) needs->history_at = put_words(words, at, draw->history, history);
+    row.history_at = needs->history_at;
     return row;
 }
 
@@ -163,14 +180,14 @@ static enum status send(struct cuda_sampler *s, struct sample_batch *batch,
     size_t n_words = 0;
     for (int i = 0; i < n; i++) {
         CHECK(draws[i].params->n_logprobs <= SAMPLE_MAX_LOGPROBS);
-        n_words += words_of(&draws[i]);
+        n_words += words_of(draws, n, i);
     }
     struct slot *slot = NULL;
-    struct needs needs = {0, 0};
+    struct needs needs = {0, 0, 0};
     TRY(next_slot(s, &slot, n_words, err));
     struct sample_row *rows = (struct sample_row *)slot->host;
     int32_t *words = (int32_t *)(slot->host + rows_bytes(s)), at = 0;
-    for (int i = 0; i < n; i++) rows[i] = flatten(&draws[i], words, &at, &needs);
+    for (int i = 0; i < n; i++) rows[i] = flatten(draws, n, i, words, &at, &needs);
     TRY(grow(s, (void **)&s->counts, &s->counts_floats, (size_t)needs.n_counts * (size_t)vocab,
              "token counts", err));
     TRY(grow(s, (void **)&s->raw, &s->raw_floats, (size_t)needs.n_raw * (size_t)vocab,

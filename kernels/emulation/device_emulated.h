@@ -1,5 +1,7 @@
 /* The bodies of kernels/cuda/device.h on the emulator. */
 #pragma once
+#include <chrono>
+
 #include "kernels/emulation/emulation.h"
 
 namespace emulation {
@@ -161,6 +163,9 @@ static inline uint32_t load_flag(const uint32_t *at) {
 }
 static inline void store_flag(uint32_t *at, uint32_t v) {
     __atomic_store_n(at, v, __ATOMIC_RELAXED);
+}
+static inline unsigned long long device_ns() {
+    return (unsigned long long)std::chrono::steady_clock::now().time_since_epoch().count();
 }
 /* Other threads of the block go on, and other ranks, which are other threads of the host. */
 static inline void spin_pause() {

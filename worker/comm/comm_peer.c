@@ -1,5 +1,6 @@
 #include "worker/comm/comm_peer.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #include "worker/comm/comm_internal.h"
@@ -10,7 +11,13 @@ struct peer {
     struct comm *host, *staged;
     struct inbox *inbox;
     size_t max_bytes;
+    bool failed;
+    struct peer *next; /* of those kept */
 };
+
+/* Whose exchange failed: a rank that comes late may still write into their inboxes, so they stay until the
+ * process ends, which it does after such a failure. */
+static struct peer *_Atomic kept;
 
 static struct peer *self(struct comm *comm) {
     return (struct peer *)comm;
@@ -50,6 +57,7 @@ static enum status recv_from(struct comm *comm, void *buffer, size_t bytes, int 
 static enum status complete(struct comm *comm, struct error *err) {
     struct peer *p = self(comm);
     enum status status = backend_inbox_check(p->inbox, err);
+    p->failed = p->failed || status != STATUS_OK;
     if (status != STATUS_OK) comm_abort(p->host, err->text);
     return status;
 }
@@ -64,8 +72,13 @@ static void abort_host(struct comm *comm, const char *reason) {
 
 static void destroy(struct comm *comm) {
     struct peer *p = self(comm);
-    backend_inbox_free(p->inbox);
     comm_destroy(p->staged);
+    if (p->failed) {
+        p->next = atomic_load(&kept);
+        while (!atomic_compare_exchange_weak(&kept, &p->next, p)) continue;
+        return;
+    }
+    backend_inbox_free(p->inbox);
     free(p);
 }
 
