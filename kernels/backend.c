@@ -186,6 +186,10 @@ void backend_attention(struct backend *backend, float *out, const float *q, int 
     ops_of(backend)->attention(backend, out, q, q_stride, cache, kv_of_head, n_heads, window);
 }
 
+bool backend_reaches(struct backend *backend, int device) {
+    return ops_of(backend)->reaches(backend, device);
+}
+
 enum status backend_inbox_create(struct inbox **out, struct backend *backend, int rank, int size,
                                  size_t max_bytes, struct error *err) {
     return ops_of(backend)->inbox_create(out, backend, rank, size, max_bytes, err);

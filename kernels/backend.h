@@ -251,17 +251,22 @@ void backend_attention(struct backend *backend, float *out, const float *q, int 
                        const struct kv_cache *cache, const int *kv_of_head, int n_heads,
                        int window);
 
-/* --- exchange between ranks of one device ------------------------------------------------------ */
+/* --- exchange between ranks of one process ----------------------------------------------------- */
+
+/* Whether kernels here can write into the memory of `device`, which is then mapped; false on the CPU. */
+bool backend_reaches(struct backend *backend, int device);
 
 /* Memory of a rank that the other ranks' kernels write into. All calls on one thread a rank. */
 struct inbox;
-/* For pieces of up to max_bytes (a multiple of 4) from each of `size` ranks, at most 8.
+enum { BACKEND_MAX_PEERS = 8 };
+/* For pieces of up to max_bytes (a multiple of 4) from each of `size` ranks, at most BACKEND_MAX_PEERS.
  * FAILED_PRECONDITION on the CPU, where groups have memory of their own. */
 enum status backend_inbox_create(struct inbox **out, struct backend *backend, int rank, int size,
                                  size_t max_bytes, struct error *err);
 /* Not before everybody has waited for its last exchange. */
 void backend_inbox_free(struct inbox *inbox);
-/* What the others must be told, and then each what all have told: memories[size] by rank. */
+/* What the others must be told, and then each what all have told: memories[size] by rank, on devices
+ * that backend_reaches has mapped. */
 void *backend_inbox_memory(const struct inbox *inbox);
 void backend_inbox_connect(struct inbox *inbox, void *const *memories);
 /* recv[size][bytes]: everybody's send[bytes], by rank; the same bytes on all ranks, at most

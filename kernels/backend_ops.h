@@ -66,6 +66,7 @@ struct backend_ops {
     void (*attention)(struct backend *, float *out, const float *q, int q_stride,
                       const struct kv_cache *, const int *kv_of_head, int n_heads, int window);
 
+    bool (*reaches)(struct backend *, int device);
     enum status (*inbox_create)(struct inbox **, struct backend *, int rank, int size,
                                 size_t max_bytes, struct error *);
     void (*inbox_free)(struct inbox *);

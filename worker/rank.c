@@ -4,19 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "worker/comm/comm_device.h"
-#include "worker/comm/comm_peer.h"
-#include "worker/comm/comm_staged.h"
+#include "worker/comm/comm_tensors.h"
 #include "worker/draft/draft_service.h"
 #include "worker/draft/model_drafter.h"
 #include "worker/draft/ngram_drafter.h"
 #include "worker/draft/remote_drafter.h"
-
-/* The longest that ranks wait for each other's devices; loading and planning are not among it. */
-#define DEVICE_DEADLINE_NS (60LL * 1000000000)
-
-/* One-shot exchanges are worth it up to some ten kilobytes; more rows go through the host. */
-enum { PEER_MAX_BYTES = 256 * 1024 };
 
 /* A model as this rank sees it. */
 struct part {
@@ -256,37 +248,21 @@ const char *rank_role(const struct rank *r) {
 
 /* --- loading ---------------------------------------------------------------------------------- */
 
-/* Collective over the group. A device of one's own exchanges over NCCL, one that is shared through
- * the host. */
-static enum status connect_devices(struct rank *r, enum engine_model model, struct comm *group,
-                                   struct error *err) {
-    struct part *part = &r->parts[model];
-    void *stream = backend_stream(r->backend);
-    if (stream == NULL || comm_size(group) == 1) return STATUS_OK;
-    if (r->options.shares_device && r->options.one_process) {
-        return comm_peer_create(&part->tensors, group, r->backend, PEER_MAX_BYTES, err);
-    }
-    if (r->options.isa != BACKEND_CUDA || r->options.shares_device) {
-        part->tensors = comm_staged_create(group, r->backend);
-        return STATUS_OK;
-    }
-    const struct comm_device_module *module;
-    struct comm_nccl_options options = {
-        .name = model == ENGINE_DRAFT ? "draft" : "target",
-        .device = r->options.device,
-        .deadline_ns = DEVICE_DEADLINE_NS,
-    };
-    TRY(comm_device_open(&module, NULL, err));
-    return comm_device_create(&part->tensors, module, group, stream, &options, err);
-}
-
 static enum status load_part(struct rank *r, enum engine_model model, struct error *err) {
     struct part *part = &r->parts[model];
     const struct rank_plan *plan = r->options.plan;
     if (part->shard_i < 0) return STATUS_OK;
     bool draft = model == ENGINE_DRAFT;
     struct comm *group = draft ? r->loading.comms.draft : r->loading.comms.target;
-    TRY(connect_devices(r, model, group, err));
+    struct comm_tensors_options tensors = {
+        .name = draft ? "draft" : "target",
+        .backend = r->backend,
+        .isa = r->options.isa,
+        .device = r->options.device,
+        .shares_device = r->options.shares_device,
+        .one_process = r->options.one_process,
+    };
+    TRY(comm_tensors_create(&part->tensors, group, &tensors, err));
     struct transformer_options options = {
         .checkpoint = part->checkpoint,
         .backend = r->backend,

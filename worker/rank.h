@@ -70,7 +70,7 @@ struct rank_options {
     enum backend_isa isa; /* not AUTO */
     int device;           /* CUDA: which */
     bool shares_device;   /* rank_plan_shares_device: no NCCL */
-    bool one_process;     /* all ranks are threads of this process, on this device */
+    bool one_process;     /* all ranks are threads of this process */
     int n_threads;
     int64_t memory_bytes; /* available to this rank */
 };

@@ -76,12 +76,6 @@ static bool share_memory(const struct replica *r, int a, int b) {
            strcmp(r->facts[a].device, r->facts[b].device) == 0;
 }
 
-static int n_sharers(const struct replica *r, int rank) {
-    int n = 0;
-    for (int i = 0; i < r->n_ranks; i++) n += share_memory(r, i, rank);
-    return n;
-}
-
 /* The memory of the host or device that a rank stands on; settle_capacity shares it out. */
 static int64_t memory_of_rank(const struct replica *r, int rank) {
     int64_t bytes = r->facts[rank].memory_bytes;
@@ -250,8 +244,7 @@ static enum status open_rank(struct replica *r, struct error *err) {
         .isa = r->device.isa,
         .device = r->device.index,
         .shares_device = shares_device(r),
-        .one_process = r->options->make_group == comm_threads_group &&
-                       n_sharers(r, r->rank_i) == r->n_ranks,
+        .one_process = r->options->make_group == comm_threads_group,
         .n_threads = r->options->n_threads,
         .memory_bytes = memory_of_rank(r, r->rank_i),
     };

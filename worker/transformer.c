@@ -443,6 +443,22 @@ static enum status add_mlp(struct transformer *t, int layer_i, int n_rows, struc
     return STATUS_OK;
 }
 
+/* *from: the owner's t->root, on every rank. A group that only enqueues is spared the wait of a broadcast. */
+static enum status tell_root(struct transformer *t, int owner, int n_rows, const float **from,
+                             struct error *err) {
+    size_t bytes = row_bytes(t, n_rows);
+    *from = t->root;
+    if (t->shard.degree == 1) return STATUS_OK;
+    if (bytes <= comm_recordable_bytes(t->group)) {
+        *from = t->roots + (size_t)owner * (bytes / sizeof(float));
+        return gather_all(t, t->roots, t->root, bytes, err);
+    }
+    int64_t start = clock_now_ns();
+    TRY(comm_broadcast(t->group, t->root, bytes, owner, err));
+    t->times.comm_ns += clock_now_ns() - start;
+    return STATUS_OK;
+}
+
 /* A layer that runs alone, exactly. With owners the whole tree is the owner's, told to all. */
 static enum status run_layer(struct transformer *t, int layer_i, int n_rows, struct error *err) {
     struct layer *layer = &t->layers[layer_i];
@@ -452,13 +468,10 @@ static enum status run_layer(struct transformer *t, int layer_i, int n_rows, str
         return add_mlp(t, layer_i, n_rows, err);
     }
     if (layer->qkv != NULL) attention_root(t, layer_i, t->root, n_rows);
-    if (t->shard.degree > 1) {
-        int64_t start = clock_now_ns();
-        int owner = shard_layer_owner(layer_i, t->config.n_layers, t->shard.degree);
-        TRY(comm_broadcast(t->group, t->root, row_bytes(t, n_rows), owner, err));
-        t->times.comm_ns += clock_now_ns() - start;
-    }
-    add_roots(t, t->root, 1, layer->o_bias, layer->mlp_norm, n_rows);
+    int owner = shard_layer_owner(layer_i, t->config.n_layers, t->shard.degree);
+    const float *root;
+    TRY(tell_root(t, owner, n_rows, &root, err));
+    add_roots(t, root, 1, layer->o_bias, layer->mlp_norm, n_rows);
     return add_mlp(t, layer_i, n_rows, err);
 }
 
@@ -544,6 +557,7 @@ static void interleave_shards(struct transformer *t, int n_rows) {
 static enum status gather_logits(struct transformer *t, int n_rows, float **logits,
                                  struct error *err) {
     *logits = NULL;
+    if (n_rows == 0) return STATUS_OK;
     if (t->shard.degree == 1) {
         *logits = t->shard_logits;
         return STATUS_OK;
@@ -563,10 +577,8 @@ static enum status gather_logits(struct transformer *t, int n_rows, float **logi
     return STATUS_OK;
 }
 
-static enum status compute_logits(struct transformer *t, int n_rows, float **logits,
-                                  struct error *err) {
-    *logits = NULL;
-    if (n_rows == 0) return STATUS_OK;
+/* This rank's part of the logits. */
+static void compute_head(struct transformer *t, int n_rows) {
     int hidden = t->config.hidden;
     backend_take_rows(t->backend, t->normed, t->residual, n_rows, hidden);
     backend_rmsnorm(t->backend, t->normed, t->normed, t->final_norm, t->config.rms_eps, n_rows,
@@ -574,28 +586,29 @@ static enum status compute_logits(struct transformer *t, int n_rows, float **log
     if (t->lm_head != NULL) {
         backend_linear(t->backend, t->shard_logits, t->normed, hidden, t->lm_head, NULL, n_rows);
     }
-    return gather_logits(t, n_rows, logits, err);
 }
 
-static enum status run_pass(struct transformer *t, const struct transformer_batch *batch,
-                            float **logits, struct error *err) {
-    int n_rows = backend_padded_rows(t->backend, batch->n_rows);
-    int n_logit_rows = backend_padded_rows(t->backend, batch->n_logit_rows);
+static enum status compute(struct transformer *t, int layer_width, int n_rows, int n_logit_rows,
+                           struct error *err) {
     t->normed_layer = -1;
     backend_embed(t->backend, t->residual, t->embedding, n_rows, t->config.hidden);
-    TRY(run_layers(t, batch->layer_width, n_rows, err));
-    return compute_logits(t, n_logit_rows, logits, err);
+    TRY(run_layers(t, layer_width, n_rows, err));
+    if (n_logit_rows > 0) compute_head(t, n_logit_rows);
+    return STATUS_OK;
 }
 
-/* The same, from a graph where the backend has recorded one. Only a rank that is a group of its own:
- * others' parts come through the host. */
-static enum status replay_pass(struct transformer *t, const struct transformer_batch *batch,
-                               float **logits, struct error *err) {
-    uint64_t key = (uint64_t)(uintptr_t)t << 8 | (uint64_t)batch->layer_width;
-    *logits = batch->n_logit_rows > 0 ? t->shard_logits : NULL;
+/* The same, from a graph where the backend has recorded one: where all that ranks exchange is enqueued as
+ * ops are. */
+static enum status replay_or_compute(struct transformer *t, int layer_width, int n_rows,
+                                     int n_logit_rows, struct error *err) {
+    int slots = layer_width > 1 ? stale_slots(t, layer_width) : 1;
+    bool recordable = t->shard.degree == 1 ||
+                      (size_t)slots * row_bytes(t, n_rows) <= comm_recordable_bytes(t->group);
+    if (!recordable) return compute(t, layer_width, n_rows, n_logit_rows, err);
+    uint64_t key = (uint64_t)(uintptr_t)t << 8 | (uint64_t)layer_width;
     if (backend_replay(t->backend, key)) return STATUS_OK;
     backend_record_begin(t->backend, key);
-    enum status status = run_pass(t, batch, logits, err);
+    enum status status = compute(t, layer_width, n_rows, n_logit_rows, err);
     backend_record_end(t->backend);
     return status;
 }
@@ -616,7 +629,10 @@ enum status transformer_forward(struct transformer *t, const struct transformer_
         .n_logit_rows = batch->n_logit_rows,
     };
     backend_pass_begin(t->backend, &t->pass);
-    TRY(t->shard.degree == 1 ? replay_pass(t, batch, logits, err) : run_pass(t, batch, logits, err));
+    int n_rows = backend_padded_rows(t->backend, batch->n_rows);
+    int n_logit_rows = backend_padded_rows(t->backend, batch->n_logit_rows);
+    TRY(replay_or_compute(t, batch->layer_width, n_rows, n_logit_rows, err));
+    TRY(gather_logits(t, n_logit_rows, logits, err));
     if (!batch->runs_on) {
         TRY(comm_complete(t->group, err));
         TRY(backend_wait(t->backend, err));

@@ -105,6 +105,12 @@ static void record_end(struct backend *backend) {
     (void)backend;
 }
 
+static bool reaches_nothing(struct backend *backend, int device) {
+    (void)backend;
+    (void)device;
+    return false;
+}
+
 static enum status no_inbox(struct inbox **out, struct backend *backend, int rank, int size,
                             size_t max_bytes, struct error *err) {
     (void)backend;
@@ -154,6 +160,7 @@ static const struct backend_ops table_of_ops = {
     .swiglu = cpu_swiglu,
     .rope_kv_write = cpu_rope_kv_write,
     .attention = cpu_attention,
+    .reaches = reaches_nothing,
     .inbox_create = no_inbox,
     .sample_begin = cpu_sample_begin,
     .sample_end = cpu_sample_end,

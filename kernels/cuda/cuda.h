@@ -167,6 +167,7 @@ void cuda_record_begin(struct backend *backend, uint64_t key);
 void cuda_record_end(struct backend *backend);
 
 /* inbox.c */
+bool cuda_reaches(struct backend *backend, int device);
 enum status cuda_inbox_create(struct inbox **out, struct backend *backend, int rank, int size,
                               size_t max_bytes, struct error *err);
 void cuda_inbox_free(struct inbox *inbox);

@@ -11,11 +11,11 @@
  * the host finds the note at its next wait. Blocks wait for other ranks' blocks, so ranks that share a
  * device must all fit on it at once: GATHER_BLOCKS is small.
  *
- * Bytes: twice the data to every rank; a few microseconds up to some 10 KB. */
+ * Bytes: twice the data to every rank. A thread has one line of every rank underway at a time. */
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/gather.h"
 
-enum { THREADS = 256, GATHER_BLOCKS = 8 };
+enum { THREADS = 256, GATHER_BLOCKS = 16 };
 
 /* Line i of what `from` sent, in a rank's inbox. */
 static __device__ __forceinline__ uint2 *line_at(uint2 *inbox, const struct gather &g, int from,
@@ -23,11 +23,10 @@ static __device__ __forceinline__ uint2 *line_at(uint2 *inbox, const struct gath
     return inbox + ((size_t)(exchange & 1) * g.size + from) * g.max_words + i;
 }
 
-static __device__ __forceinline__ uint32_t wait_for(const struct gather &g, int from,
-                                                    uint32_t exchange, size_t i) {
-    const uint2 *at = line_at(g.inboxes[g.rank], g, from, exchange, i);
+/* The same line until it is this exchange's. */
+static __device__ __forceinline__ uint32_t wait_for(const uint2 *at, const struct gather &g, int from,
+                                                    uint32_t exchange) {
     uint2 line = load_line(at);
-    if (line.y == exchange) return line.x;
     const unsigned long long begin = device_ns();
     while (line.y != exchange && device_ns() - begin < g.max_ns) {
         if (load_flag(&g.state->missing) != 0) break; /* one long wait is enough */
@@ -60,9 +59,21 @@ static __global__ void __launch_bounds__(THREADS, 1)
             store_line(line_at(g.inboxes[rank], g, g.rank, exchange, i), line);
         }
     }
-    for (int from = 0; from < g.size; from++) {
-        for (size_t i = first; i < n_words; i += stride) {
-            recv[(size_t)from * n_words + i] = wait_for(g, from, exchange, i);
+    for (size_t i = first; i < n_words; i += stride) {
+        uint2 lines[GATHER_MAX_RANKS];
+#pragma unroll
+        for (int from = 0; from < GATHER_MAX_RANKS; from++) {
+            if (from >= g.size) break;
+            lines[from] = load_line(line_at(g.inboxes[g.rank], g, from, exchange, i));
+        }
+#pragma unroll
+        for (int from = 0; from < GATHER_MAX_RANKS; from++) {
+            if (from >= g.size) break;
+            uint32_t word = lines[from].x;
+            if (lines[from].y != exchange) {
+                word = wait_for(line_at(g.inboxes[g.rank], g, from, exchange, i), g, from, exchange);
+            }
+            recv[(size_t)from * n_words + i] = word;
         }
     }
     /* The last block to come here counts the exchange; all have read the number by then. */

@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-enum { GATHER_MAX_RANKS = 8 };
+enum { GATHER_MAX_RANKS = 8 }; /* BACKEND_MAX_PEERS */
 
 struct gather_state {
     uint32_t n_exchanges; /* done */

@@ -1,11 +1,12 @@
-/* A rank's inbox: memory that other ranks of the same process write into (gather.cu). */
+/* A rank's inbox: memory that other ranks of the same process write into (gather.cu), on this device or on
+ * one whose memory is mapped here. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/gather.h"
 
-/* As long as groups over NCCL wait (worker/rank.c); tests of the emulator wait to the end. */
+/* As long as groups over NCCL wait (worker/comm/comm_tensors.c); tests of the emulator wait to the end. */
 #define WAIT_NS (60ull * 1000000000)
 #define EMULATED_WAIT_NS (20ull * 1000000000)
 
@@ -15,6 +16,15 @@ struct inbox {
     struct gather gather;
     struct gather_state *seen; /* pinned: the state as the host knows it */
 };
+
+bool cuda_reaches(struct backend *backend, int device) {
+    int reachable = 0, own = backend->options.device;
+    if (device == own) return true;
+    if (cudaDeviceCanAccessPeer(&reachable, own, device) != cudaSuccess || !reachable) return false;
+    cudaError_t error = cudaDeviceEnablePeerAccess(device, 0);
+    if (error == cudaErrorPeerAccessAlreadyEnabled) cudaGetLastError();
+    return error == cudaSuccess || error == cudaErrorPeerAccessAlreadyEnabled;
+}
 
 enum status cuda_inbox_create(struct inbox **out, struct backend *backend, int rank, int size,
                               size_t max_bytes, struct error *err) {

@@ -481,6 +481,7 @@ const struct backend_ops cuda_ops = {
     .swiglu = swiglu,
     .rope_kv_write = rope_kv_write,
     .attention = attention,
+    .reaches = cuda_reaches,
     .inbox_create = cuda_inbox_create,
     .inbox_free = cuda_inbox_free,
     .inbox_memory = cuda_inbox_memory,

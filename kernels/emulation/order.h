@@ -1,6 +1,7 @@
-/* In which order the emulator runs what may run at once: 0 upwards, 1 downwards, 2 by chance (from
- * the seed), 3 and 4 one warp as far ahead of the others as it can get, from the first or the last.
- * For tests; between launches only. */
+/* What tests tell the emulator; between launches only.
+ *
+ * In which order it runs what may run at once: 0 upwards, 1 downwards, 2 by chance (from
+ * the seed), 3 and 4 one warp as far ahead of the others as it can get, from the first or the last. */
 #pragma once
 #include <stdint.h>
 
@@ -9,6 +10,8 @@ extern "C" {
 #endif
 enum { EMULATION_ORDERS = 5 };
 void emulation_set_order(int order, uint32_t seed);
+/* How many devices there are (1 at the start), and whether they reach each other's memory. */
+void emulation_set_devices(int n_devices, int mapped);
 /* Launches so far, and how many of them were replayed from graphs. */
 uint64_t emulation_launches(void);
 uint64_t emulation_replays(void);

@@ -26,6 +26,12 @@ struct emulated_event {
 static std::atomic<uint64_t> n_launches, n_replays;
 static thread_local cudaError_t last_error;
 
+enum { MAX_DEVICES = 8 };
+static int n_devices = 1;
+static bool devices_mapped;
+static std::atomic<bool> peer_enabled[MAX_DEVICES][MAX_DEVICES];
+static thread_local int current_device;
+
 extern "C" {
 
 uint64_t emulation_launches(void) {
@@ -33,6 +39,14 @@ uint64_t emulation_launches(void) {
 }
 uint64_t emulation_replays(void) {
     return n_replays;
+}
+
+void emulation_set_devices(int n, int mapped) {
+    n_devices = n < MAX_DEVICES ? n : MAX_DEVICES;
+    devices_mapped = mapped != 0;
+    for (auto &row : peer_enabled) {
+        for (auto &enabled : row) enabled = false;
+    }
 }
 
 static cudaError_t fail(cudaError_t error) {
@@ -56,6 +70,7 @@ const char *cudaGetErrorString(cudaError_t error) {
     case cudaErrorMemoryAllocation: return "out of memory";
     case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
     case cudaErrorNotReady: return "device not ready";
+    case cudaErrorPeerAccessAlreadyEnabled: return "peer access is already enabled";
     }
     return "unknown error";
 }
@@ -71,12 +86,27 @@ cudaError_t cudaPeekAtLastError(void) {
 }
 
 cudaError_t cudaGetDeviceCount(int *count) {
-    *count = 1;
+    *count = n_devices;
     return cudaSuccess;
 }
 
 cudaError_t cudaSetDevice(int device) {
-    return device == 0 ? cudaSuccess : fail(cudaErrorInvalidValue);
+    if (device < 0 || device >= n_devices) return fail(cudaErrorInvalidValue);
+    current_device = device;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceCanAccessPeer(int *can, int device, int peer) {
+    if (device == peer || device >= n_devices || peer >= n_devices) return fail(cudaErrorInvalidValue);
+    *can = devices_mapped;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceEnablePeerAccess(int peer, unsigned flags) {
+    bool wrong = flags != 0 || peer == current_device || peer >= n_devices || !devices_mapped;
+    if (wrong) return fail(cudaErrorInvalidValue);
+    bool again = peer_enabled[current_device][peer].exchange(true);
+    return again ? fail(cudaErrorPeerAccessAlreadyEnabled) : cudaSuccess;
 }
 
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device) {

@@ -1,4 +1,4 @@
-/* The emulated device's scheduling order (kernels/emulation/order.h), for tests that try all of them.
+/* What tests tell the emulator (kernels/emulation/order.h).
  * The module is found as kernels/module.c finds it: a second dlopen gives the same one. */
 #pragma once
 #include <dlfcn.h>
@@ -27,6 +27,12 @@ static inline void emulated_set_order(int order, uint32_t seed) {
     void (*set)(int, uint32_t);
     *(void **)&set = emulated_symbol("emulation_set_order");
     set(order, seed);
+}
+
+static inline void emulated_set_devices(int n_devices, int mapped) {
+    void (*set)(int, int);
+    *(void **)&set = emulated_symbol("emulation_set_devices");
+    set(n_devices, mapped);
 }
 
 static inline uint64_t emulated_replays(void) {

@@ -1,4 +1,4 @@
-/* Groups of one device: virtual ranks, each a thread with a stream of its own on the emulated device,
+/* Groups of one process: ranks, each a thread with a stream of its own on one emulated device or on several,
  * exchange through memory that their kernels write into each other's. */
 #include <pthread.h>
 #include <stdlib.h>
@@ -8,6 +8,8 @@
 #include "tests/reference/isas.h"
 #include "tests/unit/test.h"
 #include "worker/comm/comm_peer.h"
+#include "worker/comm/comm_staged.h"
+#include "worker/comm/comm_tensors.h"
 
 enum { MAX_RANKS = 8, MAX_BYTES = 8192, ROUNDS = 30 };
 
@@ -22,7 +24,7 @@ struct member {
 };
 
 static uint32_t word_of(int round, int rank, int i) {
-    return (uint32_t)(round * 1000003 + rank * 4099 + i);
+    return (uint32_t)round * 1000003u + (uint32_t)rank * 4099u + (uint32_t)i;
 }
 
 /* Sizes from one word to more than an inbox holds, without a wait in between; what comes back is
@@ -60,7 +62,8 @@ static void *run(void *arg) {
     struct backend *backend;
     struct comm *comm;
     if (backend_create(&backend, &options, &m->err) != STATUS_OK) abort();
-    if (comm_peer_create(&comm, m->host, backend, MAX_BYTES, &m->err) != STATUS_OK) abort();
+    struct comm *others = comm_staged_create(m->host, backend);
+    if (comm_peer_create(&comm, m->host, others, backend, MAX_BYTES, &m->err) != STATUS_OK) abort();
     exchange(m, comm, backend);
     comm_destroy(comm);
     backend_destroy(backend);
@@ -113,4 +116,86 @@ Test(comm_peer, a_rank_that_does_not_come) {
     }
     cr_assert(strstr(members[0].err.text, "waited in vain for rank 2") != NULL, "%s",
               members[0].err.text);
+}
+
+/* --- which way a group's tensors go ------------------------------------------------------------ */
+
+struct way {
+    struct comm *host;
+    int device;
+    bool one_process;
+    struct error err;
+    enum status status;
+    size_t recordable_bytes;
+    bool right; /* a short and a long exchange came back as they should */
+    pthread_t thread;
+};
+
+enum { LONG_WORDS = 512 * 1024 };
+
+static void *find_way(void *arg) {
+    struct way *w = arg;
+    struct backend_options options = {BACKEND_EMULATED, 1, 16, 64, w->device};
+    struct backend *backend;
+    struct comm *comm = NULL;
+    if (backend_create(&backend, &options, &w->err) != STATUS_OK) abort();
+    struct comm_tensors_options tensors = {"target", backend, BACKEND_EMULATED, w->device, false,
+                                           w->one_process};
+    w->status = comm_tensors_create(&comm, w->host, &tensors, &w->err);
+    if (w->status != STATUS_OK) abort();
+    w->recordable_bytes = comm_recordable_bytes(comm);
+    uint32_t *send = backend_alloc(backend, LONG_WORDS * 4);
+    uint32_t *recv = backend_alloc(backend, (size_t)comm_size(comm) * LONG_WORDS * 4);
+    w->right = true;
+    for (int round = 0; round < 2; round++) {
+        int words = round == 0 ? 16 : LONG_WORDS;
+        for (int i = 0; i < words; i++) send[i] = word_of(round, comm_rank(comm), i);
+        comm_all_gather(comm, recv, send, (size_t)words * 4, &w->err);
+        w->status = comm_complete(comm, &w->err);
+        for (int i = 0; i < comm_size(comm) * words; i++) {
+            w->right = w->right && recv[i] == word_of(round, i / words, i % words);
+        }
+        comm_barrier(w->host, &w->err);
+    }
+    backend_free(backend, send);
+    backend_free(backend, recv);
+    comm_destroy(comm);
+    backend_destroy(backend);
+    return NULL;
+}
+
+/* Ranks on `devices`: whether short messages are peers'. */
+static void check_way(const int *devices, int n, bool one_process, bool peers) {
+    struct comm *hosts[MAX_RANKS];
+    struct way ways[MAX_RANKS];
+    struct error err;
+    cr_assert_eq(comm_threads_create(hosts, n, &err), STATUS_OK);
+    for (int i = 0; i < n; i++) {
+        ways[i] = (struct way){.host = hosts[i], .device = devices[i], .one_process = one_process};
+        cr_assert_eq(pthread_create(&ways[i].thread, NULL, find_way, &ways[i]), 0);
+    }
+    for (int i = 0; i < n; i++) pthread_join(ways[i].thread, NULL);
+    for (int i = 0; i < n; i++) {
+        cr_assert_eq(ways[i].status, STATUS_OK, "%s", ways[i].err.text);
+        cr_assert(ways[i].right, "rank %d of %d", i, n);
+        cr_assert_eq(ways[i].recordable_bytes > 0, peers, "rank %d of %d", i, n);
+    }
+    for (int i = 0; i < n; i++) comm_destroy(hosts[i]);
+}
+
+Test(comm_peer, devices_that_reach_each_other) {
+    skip_without_device();
+    emulated_set_devices(4, 1);
+    check_way((const int[]){0, 1, 2, 3}, 4, true, true);
+    check_way((const int[]){2, 2, 1, 1}, 4, true, true);
+    check_way((const int[]){0, 1}, 2, true, true); /* already mapped */
+    check_way((const int[]){0, 1}, 2, false, false);
+}
+
+Test(comm_peer, devices_that_do_not) {
+    skip_without_device();
+    emulated_set_devices(4, 0);
+    check_way((const int[]){0, 1, 2, 3}, 4, true, false);
+    check_way((const int[]){3, 3}, 2, true, true);
+    check_way((const int[]){3, 3, 3, 0}, 4, true, false);
 }

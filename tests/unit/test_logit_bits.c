@@ -1,5 +1,6 @@
 /* The one promise, seen at the logits: the bits of a row do not depend on how many rows share the
  * pass, on neighbours, on chunking, on threads, or on the tensor-parallel degree. */
+#include "tests/reference/emulated.h"
 #include "tests/reference/model_run.h"
 #include "tests/unit/test.h"
 
@@ -99,6 +100,19 @@ Test(logit_bits, degrees_portable_bf16) { check_degrees(BACKEND_PORTABLE, DTYPE_
 Test(logit_bits, degrees_emulated_bf16) { check_degrees(BACKEND_EMULATED, DTYPE_BF16); }
 Test(logit_bits, degrees_emulated_int8) { check_degrees(BACKEND_EMULATED, DTYPE_I8); }
 Test(logit_bits, degrees_emulated_fp8) { check_degrees(BACKEND_EMULATED, DTYPE_F8); }
+
+/* Ranks of devices replay their passes from graphs, exchanges and all. */
+Test(logit_bits, degrees_replay_graphs) {
+    skip_unless_available(BACKEND_EMULATED);
+    for (int degree = 1; degree <= 4; degree *= 2) {
+        uint64_t before = emulated_replays();
+        free(logits_of((struct setting){degree, BACKEND_EMULATED, DTYPE_BF16, 1}, 1));
+        /* 70 passes of one row and fewer than 8 shapes; a graph is many launches. */
+        uint64_t passes = (uint64_t)(N_TOKENS - 8) * (uint64_t)degree;
+        cr_assert(emulated_replays() - before > passes, "degree %d: %llu launches were replayed", degree,
+                  (unsigned long long)(emulated_replays() - before));
+    }
+}
 
 /* One sequence decoded alone, then in the company of 1..31 others that decode and prefill. */
 static void check_neighbours(enum backend_isa isa) {

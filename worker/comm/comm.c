@@ -10,6 +10,10 @@ int comm_size(const struct comm *comm) {
     return comm->size;
 }
 
+size_t comm_recordable_bytes(const struct comm *comm) {
+    return comm->recordable_bytes;
+}
+
 enum status comm_broadcast(struct comm *comm, void *buffer, size_t bytes, int root,
                            struct error *err) {
     CHECK(root >= 0 && root < comm->size);

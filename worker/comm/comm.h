@@ -42,6 +42,10 @@ enum status comm_send(struct comm *comm, const void *buffer, size_t bytes, int t
                       struct error *err);
 enum status comm_recv(struct comm *comm, void *buffer, size_t bytes, int from, struct error *err);
 
+/* All-gathers of up to so many bytes a rank (a multiple of 4) are only enqueued, so that a graph can record
+ * them; 0: none. The same on all ranks. */
+size_t comm_recordable_bytes(const struct comm *comm);
+
 /* Waits until everything enqueued so far is done; at once on groups of host memory. Not collective.
  * UNAVAILABLE or ABORTED, with what was waited for, when that does not come; the group is dead then. */
 enum status comm_complete(struct comm *comm, struct error *err);

@@ -24,6 +24,7 @@ struct comm_ops {
 struct comm {
     const struct comm_ops *ops;
     int rank, size;
+    size_t recordable_bytes;
 };
 
 /* --- waiting --------------------------------------------------------------------------------- */

@@ -165,7 +165,7 @@ static const struct comm_ops networked_ops = {
 
 static struct comm *networked_create(MPI_Comm mpi, int rank, int size) {
     struct networked *c = xcalloc(1, sizeof *c);
-    c->head = (struct comm){&networked_ops, rank, size};
+    c->head = (struct comm){&networked_ops, rank, size, 0};
     c->mpi = mpi;
     c->counts = xcalloc((size_t)size, sizeof *c->counts);
     c->offsets = xcalloc((size_t)size, sizeof *c->offsets);

@@ -344,7 +344,7 @@ enum status comm_nccl_create(struct comm **out, struct comm *bootstrap, void *st
     ncclUniqueId id;
     CHECK(options->deadline_ns > 0);
     struct nccl *c = xcalloc(1, sizeof *c);
-    c->head = (struct comm){&nccl_ops, comm_rank(bootstrap), comm_size(bootstrap)};
+    c->head = (struct comm){&nccl_ops, comm_rank(bootstrap), comm_size(bootstrap), 0};
     c->bootstrap = bootstrap;
     c->stream = stream;
     c->deadline_ns = options->deadline_ns;

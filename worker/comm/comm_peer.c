@@ -4,13 +4,12 @@
 #include <stdlib.h>
 
 #include "worker/comm/comm_internal.h"
-#include "worker/comm/comm_staged.h"
 
 struct peer {
     struct comm head;
-    struct comm *host, *staged;
+    struct comm *host, *others;
     struct inbox *inbox;
-    size_t max_bytes;
+    bool waits_for_others; /* they have something underway */
     bool failed;
     struct peer *next; /* of those kept */
 };
@@ -23,16 +22,21 @@ static struct peer *self(struct comm *comm) {
     return (struct peer *)comm;
 }
 
+static struct comm *through_others(struct comm *comm) {
+    self(comm)->waits_for_others = true;
+    return self(comm)->others;
+}
+
 static enum status broadcast(struct comm *comm, void *buffer, size_t bytes, int root,
                              struct error *err) {
-    return comm_broadcast(self(comm)->staged, buffer, bytes, root, err);
+    return comm_broadcast(through_others(comm), buffer, bytes, root, err);
 }
 
 static enum status all_gather(struct comm *comm, void *recv, const void *send, size_t bytes,
                               struct error *err) {
     struct peer *p = self(comm);
-    if (bytes == 0 || bytes % 4 != 0 || bytes > p->max_bytes) {
-        return comm_all_gather(p->staged, recv, send, bytes, err);
+    if (bytes == 0 || bytes % 4 != 0 || bytes > comm->recordable_bytes) {
+        return comm_all_gather(through_others(comm), recv, send, bytes, err);
     }
     backend_inbox_gather(p->inbox, recv, send, bytes);
     return STATUS_OK;
@@ -40,39 +44,42 @@ static enum status all_gather(struct comm *comm, void *recv, const void *send, s
 
 static enum status gather(struct comm *comm, void *recv, const void *send,
                           const size_t *bytes_of_rank, int root, struct error *err) {
-    return comm_gather(self(comm)->staged, recv, send, bytes_of_rank, root, err);
+    return comm_gather(through_others(comm), recv, send, bytes_of_rank, root, err);
 }
 
 static enum status send_to(struct comm *comm, const void *buffer, size_t bytes, int to,
                            struct error *err) {
-    return comm_send(self(comm)->staged, buffer, bytes, to, err);
+    return comm_send(through_others(comm), buffer, bytes, to, err);
 }
 
 static enum status recv_from(struct comm *comm, void *buffer, size_t bytes, int from,
                              struct error *err) {
-    return comm_recv(self(comm)->staged, buffer, bytes, from, err);
+    return comm_recv(through_others(comm), buffer, bytes, from, err);
+}
+
+static void abort_all(struct comm *comm, const char *reason) {
+    comm_abort(self(comm)->others, reason);
+    comm_abort(self(comm)->host, reason);
 }
 
 /* What waited in vain ends the group for everybody. */
 static enum status complete(struct comm *comm, struct error *err) {
     struct peer *p = self(comm);
-    enum status status = backend_inbox_check(p->inbox, err);
+    enum status status = p->waits_for_others ? comm_complete(p->others, err) : STATUS_OK;
+    p->waits_for_others = false;
+    if (status == STATUS_OK) status = backend_inbox_check(p->inbox, err);
     p->failed = p->failed || status != STATUS_OK;
-    if (status != STATUS_OK) comm_abort(p->host, err->text);
+    if (status != STATUS_OK) abort_all(comm, err->text);
     return status;
 }
 
 static enum status check(struct comm *comm, struct error *err) {
-    return comm_check(self(comm)->host, err);
-}
-
-static void abort_host(struct comm *comm, const char *reason) {
-    comm_abort(self(comm)->host, reason);
+    return comm_check(self(comm)->others, err);
 }
 
 static void destroy(struct comm *comm) {
     struct peer *p = self(comm);
-    comm_destroy(p->staged);
+    comm_destroy(p->others);
     if (p->failed) {
         p->next = atomic_load(&kept);
         while (!atomic_compare_exchange_weak(&kept, &p->next, p)) continue;
@@ -82,8 +89,8 @@ static void destroy(struct comm *comm) {
     free(p);
 }
 
-enum status comm_peer_create(struct comm **out, struct comm *host, struct backend *backend,
-                             size_t max_bytes, struct error *err) {
+enum status comm_peer_create(struct comm **out, struct comm *host, struct comm *others,
+                             struct backend *backend, size_t max_bytes, struct error *err) {
     static const struct comm_ops ops = {
         .broadcast = broadcast,
         .all_gather = all_gather,
@@ -92,7 +99,7 @@ enum status comm_peer_create(struct comm **out, struct comm *host, struct backen
         .recv = recv_from,
         .complete = complete,
         .check = check,
-        .abort = abort_host,
+        .abort = abort_all,
         .destroy = destroy,
     };
     struct inbox *inbox = NULL;
@@ -108,17 +115,17 @@ enum status comm_peer_create(struct comm **out, struct comm *host, struct backen
     }
     if (mine != STATUS_OK || status != STATUS_OK) {
         backend_inbox_free(inbox);
+        comm_destroy(others);
         if (mine != STATUS_OK) return mine;
         *err = other;
         return status;
     }
     backend_inbox_connect(inbox, memories);
     struct peer *p = xcalloc(1, sizeof *p);
-    p->head = (struct comm){.ops = &ops, .rank = comm_rank(host), .size = comm_size(host)};
+    p->head = (struct comm){&ops, comm_rank(host), comm_size(host), max_bytes};
     p->host = host;
-    p->staged = comm_staged_create(host, backend);
+    p->others = others;
     p->inbox = inbox;
-    p->max_bytes = max_bytes;
     *out = &p->head;
     return STATUS_OK;
 }

@@ -285,7 +285,7 @@ static const struct comm_ops shared_ops = {
 struct comm *comm_shared_create(struct comm_region *region, int rank, int size, bool processes,
                                 void (*release)(void *user), void *user) {
     struct shared *c = xcalloc(1, sizeof *c);
-    c->head = (struct comm){&shared_ops, rank, size};
+    c->head = (struct comm){&shared_ops, rank, size, 0};
     c->region = region;
     c->channels = (struct channel *)&region->ranks[size];
     c->processes = processes;
