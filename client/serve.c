@@ -81,10 +81,11 @@ static int usable_cpus(void) {
     return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
-/* Ranks that compute on one device are threads of one process: their kernels overlap there. */
-static bool shares_device(const struct supervisor *s) {
+/* Ranks that compute on devices are threads of one process: on one device their kernels overlap, and several
+ * write into each other's memory. */
+static bool is_one_process(const struct supervisor *s) {
     const char *device = options_text(s->options, "device");
-    return device_name_index(device) >= 0 || strcmp(device, "emulated") == 0;
+    return strncmp(device, "cuda", 4) == 0 || strcmp(device, "emulated") == 0;
 }
 
 /* Ranks are not bound to cores: a second server on the same machine would be bound to the same
@@ -107,7 +108,7 @@ static enum status start_replica(struct supervisor *s, struct error *err) {
     if (strcmp(host, "0.0.0.0") == 0) host = "127.0.0.1";
     if (strcmp(host, "::") == 0 || strcmp(host, "[::]") == 0) host = "[::1]";
     a->n = 0;
-    if (shares_device(s)) {
+    if (is_one_process(s)) {
         arguments_add(a, "%s/tandem-worker", s->bin);
         arguments_add(a, "--local-ranks");
         arguments_add(a, "%d", s->n_ranks);

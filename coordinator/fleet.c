@@ -78,6 +78,12 @@ static enum status check_links(const Tandem__V1__Hello *hello, struct error *err
                          "the hello has %zu latencies and %zu bandwidths of links; expected %zu of "
                          "%zu ranks", links->n_latency_ns, links->n_gigabytes_per_second, n * n, n);
     }
+    if (links->n_host_latency_ns != 0 && links->n_host_latency_ns != n * n) {
+        return error_set(err, STATUS_FAILED_PRECONDITION,
+                         "the hello has %zu latencies of links between hosts; expected none, or %zu "
+                         "of %zu ranks",
+                         links->n_host_latency_ns, n * n, n);
+    }
     for (size_t i = 0; i < n * n; i++) {
         float speed = links->gigabytes_per_second[i];
         if (i / n == i % n || (speed > 0 && isfinite(speed))) continue;
@@ -105,8 +111,9 @@ static void keep_links(struct replica *replica, const Tandem__V1__Hello *hello) 
         if (i / n != i % n && same_group) take_slower(&replica->links, hello->links, i);
     }
     if (p->split != PLACEMENT_DISJOINT) return;
-    uint32_t there = hello->links->latency_ns[p->target_degree];
-    uint32_t back = hello->links->latency_ns[p->target_degree * n];
+    bool apart = hello->links->n_host_latency_ns > 0;
+    const uint32_t *latency_ns = apart ? hello->links->host_latency_ns : hello->links->latency_ns;
+    uint32_t there = latency_ns[p->target_degree], back = latency_ns[p->target_degree * n];
     replica->links.handoff_us = (double)(there > back ? there : back) / 1e3;
 }
 

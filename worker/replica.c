@@ -237,6 +237,10 @@ static bool shares_device(const struct replica *r) {
     return rank_plan_shares_device(&r->plan, r->rank_i, places);
 }
 
+static bool is_one_process(const struct replica *r) {
+    return r->options->make_group == comm_threads_group;
+}
+
 static enum status open_rank(struct replica *r, struct error *err) {
     struct rank_options options = {
         .plan = &r->plan,
@@ -244,7 +248,7 @@ static enum status open_rank(struct replica *r, struct error *err) {
         .isa = r->device.isa,
         .device = r->device.index,
         .shares_device = shares_device(r),
-        .one_process = r->options->make_group == comm_threads_group,
+        .one_process = is_one_process(r),
         .n_threads = r->options->n_threads,
         .memory_bytes = memory_of_rank(r, r->rank_i),
     };
@@ -402,10 +406,16 @@ static enum status report_ready(struct replica *r, struct error *err) {
     return status;
 }
 
-/* Of ranks on processors, whose tensors travel as `world` does. */
 static enum status measure_links(struct replica *r, struct error *err) {
-    if (strncmp(r->facts[0].device, "cpu", 3) != 0) return STATUS_OK;
-    return hello_links_measure(&r->links, r->world, err);
+    int places[REPLICA_MAX_RANKS];
+    find_places(r, places);
+    struct hello_devices devices = {.isa = r->device.isa, .device = r->device.index,
+                                    .one_process = is_one_process(r)};
+    for (int i = 0; i < r->n_ranks; i++) {
+        devices.shares_device = devices.shares_device || places[i] != i;
+    }
+    bool on_devices = r->device.isa >= BACKEND_CUDA;
+    return hello_links_measure(&r->links, r->world, on_devices ? &devices : NULL, err);
 }
 
 static enum status load(struct replica *r, struct error *err) {

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/clock.h"
+#include "tests/reference/isas.h"
 #include "worker/comm/comm_internal.h"
 #include "worker/comm/comm_links.h"
 #include "worker/hello_links.h"
@@ -180,6 +181,7 @@ Test(comm_links, an_ended_group_ends_it) {
 
 struct teller {
     struct comm *world;
+    const struct hello_devices *devices;
     pthread_t thread;
     struct hello_links links;
     enum status status;
@@ -188,17 +190,18 @@ struct teller {
 static void *tell(void *arg) {
     struct teller *teller = arg;
     struct error err;
-    teller->status = hello_links_measure(&teller->links, teller->world, &err);
+    teller->status = hello_links_measure(&teller->links, teller->world, teller->devices, &err);
     return NULL;
 }
 
-static void check_told(int n_ranks) {
+static void check_told(int n_ranks, const struct hello_devices *devices) {
     struct comm *comms[MAX_RANKS];
     struct teller tellers[MAX_RANKS] = {0};
     struct error err;
     CHECK(comm_threads_create(comms, n_ranks, &err) == STATUS_OK);
     for (int i = 0; i < n_ranks; i++) {
         tellers[i].world = comms[i];
+        tellers[i].devices = devices;
         CHECK(pthread_create(&tellers[i].thread, NULL, tell, &tellers[i]) == 0);
     }
     for (int i = 0; i < n_ranks; i++) pthread_join(tellers[i].thread, NULL);
@@ -208,10 +211,12 @@ static void check_told(int n_ranks) {
         size_t n = i == 0 && n_ranks > 1 ? (size_t)(n_ranks * n_ranks) : 0;
         right &= tellers[i].status == STATUS_OK && told->n_latency_ns == n;
         right &= told->n_gigabytes_per_second == n;
+        right &= told->n_host_latency_ns == (devices != NULL ? n : 0);
         for (size_t k = 0; right && k < n; k++) {
             bool link = k / (size_t)n_ranks != k % (size_t)n_ranks;
             right = (told->latency_ns[k] > 0) == link;
             right &= (told->gigabytes_per_second[k] > 0) == link;
+            if (devices != NULL) right &= (told->host_latency_ns[k] > 0) == link;
         }
         hello_links_free(&tellers[i].links);
         comm_destroy(comms[i]);
@@ -220,7 +225,20 @@ static void check_told(int n_ranks) {
 }
 
 Test(comm_links, the_leader_has_them_for_its_hello) {
-    check_told(1);
-    check_told(2);
-    check_told(5);
+    check_told(1, NULL);
+    check_told(2, NULL);
+    check_told(5, NULL);
+}
+
+/* One device, where all-gathers are timed, and one through the host, where messages are. */
+Test(comm_links, of_devices_too) {
+    if (!computes_here(BACKEND_EMULATED)) {
+        cr_skip_test("the emulated device is not built here (x86-64, no thread sanitizer)");
+    }
+    struct hello_devices devices = {BACKEND_EMULATED, 0, true, true};
+    check_told(1, &devices);
+    check_told(2, &devices);
+    check_told(4, &devices);
+    devices.one_process = false;
+    check_told(2, &devices);
 }

@@ -215,6 +215,12 @@ Test(fleet, links_are_kept_by_what_they_carry) {
     cr_assert_eq(replica->links.gigabytes_per_second, 2);
     cr_assert_eq(replica->links.handoff_us, 9, "%g", replica->links.handoff_us);
     replica_lost(replica, "for the test");
+    uint32_t host_latency_ns[16] = {[0 * 4 + 2] = 4000, [2 * 4 + 0] = 2000, [1 * 4 + 3] = 9999};
+    links.message.host_latency_ns = host_latency_ns;
+    links.message.n_host_latency_ns = 16;
+    cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, &wish, &err), STATUS_OK);
+    cr_assert_eq(replica->links.handoff_us, 4, "%g", replica->links.handoff_us);
+    replica_lost(replica, "for the test");
     hello.message.links = NULL;
     cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, &wish, &err), STATUS_OK);
     cr_assert_eq(replica->links.gigabytes_per_second, 0);
@@ -228,13 +234,14 @@ Test(fleet, a_hello_with_wrong_links_is_refused) {
     struct hello hello;
     struct links links;
     struct error err;
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < 7; i++) {
         struct fleet fleet = {0};
         say_hello(&hello, "r1", 2);
         add_links(&hello, &links);
         if (i < 4) links.speeds[1] = speeds[i];
         if (i == 4) links.message.n_latency_ns = 3;
         if (i == 5) links.message.n_gigabytes_per_second = 0;
+        if (i == 6) links.message.n_host_latency_ns = 1;
         cr_assert_eq(fleet_join(&fleet, &replica, &hello.message, &wish, &err),
                      STATUS_FAILED_PRECONDITION, "case %d", i);
         cr_assert(strstr(err.text, "link") != NULL, "%s", err.text);

@@ -14,6 +14,7 @@ struct samples {
 struct probe {
     const struct comm_links_options *options;
     int rank, size;
+    bool gathers; /* all-gathers are what is timed */
     struct samples *to; /* [size]: of the links that begin here */
 };
 
@@ -27,11 +28,19 @@ static int64_t median(int64_t *values, int n) {
     return values[n / 2];
 }
 
+/* A clock that is coarse, or messages too short, must not give infinity. */
+static struct comm_link link_of(int64_t latency_ns, int64_t moving_ns, size_t bytes) {
+    return (struct comm_link){latency_ns, (double)bytes * 1e9 / (double)(moving_ns > 0 ? moving_ns : 1)};
+}
+
 struct comm_link comm_links_summary(int64_t *short_ns, int64_t *long_ns, int n, size_t bytes) {
-    int64_t latency = median(short_ns, n) / 2, trip = median(long_ns, n);
-    /* A clock that is coarse, or messages too short, must not give infinity. */
-    int64_t moving = trip > 2 * latency ? trip - 2 * latency : 1;
-    return (struct comm_link){latency, (double)bytes * 1e9 / (double)moving};
+    int64_t latency = median(short_ns, n) / 2;
+    return link_of(latency, median(long_ns, n) - 2 * latency, bytes);
+}
+
+static struct comm_link summary_of_gathers(int64_t *short_ns, int64_t *long_ns, int n, size_t bytes) {
+    int64_t latency = median(short_ns, n);
+    return link_of(latency, median(long_ns, n) - latency, bytes);
 }
 
 struct comm_link comm_links_slowest(const struct comm_link *links, int size) {
@@ -76,6 +85,24 @@ static enum status time_link(const struct probe *p, int from, int to, int round,
     return STATUS_OK;
 }
 
+/* The all-gather of everybody, in place of every link of this rank. */
+static enum status time_all_gathers(const struct probe *p, int round, struct error *err) {
+    const struct comm_links_options *o = p->options;
+    char *recv = (char *)o->buffer + o->bytes;
+    int64_t start = clock_now_ns();
+    for (int i = 0; i < TRIPS; i++) TRY(comm_all_gather(o->comm, recv, o->buffer, SHORT_BYTES, err));
+    TRY(comm_complete(o->comm, err));
+    int64_t between = clock_now_ns();
+    TRY(comm_all_gather(o->comm, recv, o->buffer, o->bytes, err));
+    TRY(comm_complete(o->comm, err));
+    int64_t end = clock_now_ns();
+    for (int to = 0; to < p->size; to++) {
+        p->to[to].short_ns[round] = (between - start) / TRIPS;
+        p->to[to].long_ns[round] = end - between;
+    }
+    return comm_barrier(o->control, err);
+}
+
 /* One link at a time: all that begin at one rank, then everybody waits before the next rank's. */
 static enum status time_links(const struct probe *p, int round, struct error *err) {
     for (int from = 0; from < p->size; from++) {
@@ -100,7 +127,8 @@ static enum status time_rounds(const struct probe *p, int *n_rounds, struct erro
     int64_t start = clock_now_ns();
     bool more = true;
     for (*n_rounds = 0; more; ) {
-        TRY(time_links(p, (*n_rounds)++, err));
+        int round = (*n_rounds)++;
+        TRY(p->gathers ? time_all_gathers(p, round, err) : time_links(p, round, err));
         TRY(ask_for_more(p, *n_rounds, clock_now_ns() - start, &more, err));
     }
     return STATUS_OK;
@@ -108,7 +136,10 @@ static enum status time_rounds(const struct probe *p, int *n_rounds, struct erro
 
 enum status comm_links_measure(struct comm_link *out, const struct comm_links_options *options,
                                struct error *err) {
-    struct probe p = {options, comm_rank(options->comm), comm_size(options->comm), NULL};
+    struct probe p = {.options = options,
+                      .rank = comm_rank(options->comm),
+                      .size = comm_size(options->comm),
+                      .gathers = comm_recordable_bytes(options->comm) >= options->bytes};
     CHECK(options->bytes >= SHORT_BYTES && comm_rank(options->control) == p.rank);
     struct comm_link *mine = xcalloc((size_t)p.size, sizeof *mine);
     size_t *parts = xcalloc((size_t)p.size, sizeof *parts);
@@ -121,8 +152,8 @@ enum status comm_links_measure(struct comm_link *out, const struct comm_links_op
         struct samples *s = &p.to[i];
         /* The first round wakes everything up: it counts only where it stayed alone. */
         int first = n_rounds > 1;
-        mine[i] = comm_links_summary(s->short_ns + first, s->long_ns + first, n_rounds - first,
-                                     options->bytes);
+        mine[i] = (p.gathers ? summary_of_gathers : comm_links_summary)(
+            s->short_ns + first, s->long_ns + first, n_rounds - first, options->bytes);
     }
     if (status == STATUS_OK) status = comm_gather(options->control, out, mine, parts, 0, err);
     free(p.to);

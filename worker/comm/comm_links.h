@@ -1,5 +1,7 @@
 /* What the links between ranks do: a self-test at start-up that times messages between every
- * ordered pair of ranks, one pair at a time, medians of several rounds. Feeds the planner. */
+ * ordered pair of ranks, one pair at a time, medians of several rounds. Where all-gathers are only enqueued
+ * (comm_recordable_bytes) it is they that are timed, of all ranks at once, and every link gets the result.
+ * Feeds the planner. */
 #pragma once
 #include "worker/comm/comm.h"
 
@@ -12,7 +14,7 @@ struct comm_link {
 struct comm_links_options {
     struct comm *comm;    /* the group that is timed */
     struct comm *control; /* the same ranks over host memory, for results; may be `comm` */
-    void *buffer;         /* [bytes] of comm's memory; overwritten */
+    void *buffer;         /* [bytes] of comm's memory, [(1 + size) * bytes] for all-gathers; overwritten */
     size_t bytes;         /* of a long message, >= 8: long enough that latency does not count */
     int64_t budget_ns;    /* no round is begun that would probably end later; one is made anyhow */
 };
