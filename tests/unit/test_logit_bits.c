@@ -101,10 +101,55 @@ Test(logit_bits, degrees_emulated_bf16) { check_degrees(BACKEND_EMULATED, DTYPE_
 Test(logit_bits, degrees_emulated_int8) { check_degrees(BACKEND_EMULATED, DTYPE_I8); }
 Test(logit_bits, degrees_emulated_fp8) { check_degrees(BACKEND_EMULATED, DTYPE_F8); }
 
+/* A tree of candidates behind a prefix of 20, in one pass: a segment for each path, whose block tables share
+ * the prefix's full block; the other is computed again in each. Every node's logits are those of its path
+ * decoded alone. */
+static void check_tree(enum backend_isa isa) {
+    enum { PREFIX = 20, SHARED = 16, PATHS = 3, DEPTH = 3, ROWS = PREFIX - SHARED + DEPTH };
+    static const int32_t paths[PATHS][DEPTH] = {{31, 41, 59}, {31, 26, 53}, {58, 97, 93}};
+    skip_unless_available(isa);
+    struct error err;
+    struct local_group *group;
+    cr_assert(model_run_open(&group, dir_for(isa), 1, isa, DTYPE_BF16, 1, 160, 128, &err) ==
+                  STATUS_OK,
+              "%s", err.text);
+    size_t vocab = (size_t)local_group_config(group)->vocab;
+    int32_t tokens[PATHS * ROWS], blocks[PATHS][2], logit_rows[PATHS * DEPTH], sequence[PREFIX + DEPTH];
+    struct backend_segment segments[PATHS];
+    float *alone = xcalloc(PATHS * (PREFIX + DEPTH) * vocab, sizeof *alone);
+    fill_tokens(sequence, PREFIX, 5);
+    for (int i = 0; i < PATHS; i++) {
+        memcpy(sequence + PREFIX, paths[i], sizeof paths[i]);
+        cr_assert(model_run_feed(group, alone + (size_t)i * (PREFIX + DEPTH) * vocab, sequence,
+                                 PREFIX + DEPTH, 0, 0, 1, &err) == STATUS_OK);
+        blocks[i][0] = 0;
+        blocks[i][1] = 100 + i;
+        segments[i] = (struct backend_segment){i * ROWS, ROWS, SHARED, blocks[i]};
+        memcpy(tokens + i * ROWS, sequence + SHARED, sizeof *tokens * ROWS);
+        for (int d = 0; d < DEPTH; d++) logit_rows[i * DEPTH + d] = i * ROWS + PREFIX - SHARED + d;
+    }
+    struct transformer_batch batch = {tokens, PATHS * ROWS, segments, PATHS, logit_rows, PATHS * DEPTH,
+                                      0, false};
+    float *logits;
+    cr_assert(engine_forward(local_group_engine(group), ENGINE_TARGET, &batch, &logits, &err) ==
+                  STATUS_OK, "%s", err.text);
+    for (int i = 0; i < PATHS * DEPTH; i++) {
+        const float *own = alone + (size_t)(i / DEPTH * (PREFIX + DEPTH) + PREFIX + i % DEPTH) * vocab;
+        cr_assert(memcmp(own, logits + (size_t)i * vocab, vocab * sizeof *own) == 0,
+                  "path %d, node %d", i / DEPTH, i % DEPTH);
+    }
+    free(alone);
+    local_group_destroy(group);
+}
+
+Test(logit_bits, trees_auto) { check_tree(BACKEND_AUTO); }
+Test(logit_bits, trees_avx2) { check_tree(BACKEND_AVX2); }
+Test(logit_bits, trees_emulated) { check_tree(BACKEND_EMULATED); }
+
 /* Ranks of devices replay their passes from graphs, exchanges and all. */
 Test(logit_bits, degrees_replay_graphs) {
     skip_unless_available(BACKEND_EMULATED);
-    for (int degree = 1; degree <= 4; degree *= 2) {
+    for (int degree = 2; degree <= 4; degree *= 2) {
         uint64_t before = emulated_replays();
         free(logits_of((struct setting){degree, BACKEND_EMULATED, DTYPE_BF16, 1}, 1));
         /* 70 passes of one row and fewer than 8 shapes; a graph is many launches. */
