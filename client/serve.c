@@ -31,6 +31,7 @@ struct supervisor {
     sigset_t signals;           /* SIGINT, SIGTERM, SIGCHLD: blocked, taken with sigtimedwait */
     int grpc_port, http_port;
     int n_ranks;                /* of a replica, as the coordinator says */
+    bool one_process;           /* ranks are threads of one worker, not processes of mpirun */
     bool serving;               /* the replica has been ready since it was last started */
     bool ever_served;
     int64_t serving_since_ns;
@@ -81,10 +82,39 @@ static int usable_cpus(void) {
     return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
+/* Whether the worker finds a CUDA device here, which it lists first. */
+static bool has_cuda(struct supervisor *s) {
+    int ends[2];
+    char text[5] = "";
+    struct arguments *a = &s->arguments;
+    if (pipe(ends) != 0) return false;
+    a->n = 0;
+    arguments_add(a, "%s/tandem-worker", s->bin);
+    arguments_add(a, "--list-devices");
+    pid_t child = fork();
+    if (child == 0) {
+        dup2(ends[1], STDOUT_FILENO);
+        close(ends[0]);
+        close(ends[1]);
+        arguments_exec(a);
+        _exit(127);
+    }
+    close(ends[1]);
+    size_t n = 0;
+    for (ssize_t got = 1; child > 0 && got > 0 && n < sizeof text - 1; n += got > 0 ? (size_t)got : 0) {
+        got = read(ends[0], text + n, sizeof text - 1 - n);
+    }
+    close(ends[0]);
+    if (child > 0) waitpid(child, NULL, 0);
+    return strcmp(text, "cuda") == 0;
+}
+
 /* Ranks that compute on devices are threads of one process: on one device their kernels overlap, and several
  * write into each other's memory. */
-static bool is_one_process(const struct supervisor *s) {
+static bool is_one_process(struct supervisor *s) {
     const char *device = options_text(s->options, "device");
+    bool names_isa = strcmp(options_text(s->options, "isa"), "auto") != 0; /* and so the CPU */
+    if (strcmp(device, "auto") == 0) return !names_isa && has_cuda(s);
     return strncmp(device, "cuda", 4) == 0 || strcmp(device, "emulated") == 0;
 }
 
@@ -108,7 +138,7 @@ static enum status start_replica(struct supervisor *s, struct error *err) {
     if (strcmp(host, "0.0.0.0") == 0) host = "127.0.0.1";
     if (strcmp(host, "::") == 0 || strcmp(host, "[::]") == 0) host = "[::1]";
     a->n = 0;
-    if (is_one_process(s)) {
+    if (s->one_process) {
         arguments_add(a, "%s/tandem-worker", s->bin);
         arguments_add(a, "--local-ranks");
         arguments_add(a, "%d", s->n_ranks);
@@ -303,6 +333,7 @@ static enum status prepare(struct supervisor *s, struct error *err) {
     }
     snprintf(s->ports, sizeof s->ports, "%s/ports.json", s->scratch);
     snprintf(s->ready, sizeof s->ready, "%s/ready.json", s->scratch);
+    s->one_process = is_one_process(s);
     sigemptyset(&s->signals);
     sigaddset(&s->signals, SIGINT);
     sigaddset(&s->signals, SIGTERM);

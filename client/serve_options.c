@@ -19,9 +19,9 @@ const struct options_row serve_option_rows[] = {
              "loading",
      .initial = "bf16"},
     {.name = "device", .type = OPTIONS_TEXT, .group = "Model", .value = "auto|cpu|cuda|cuda:K|emulated",
-     .help = "what computes: auto takes a CUDA device where there is one; cuda gives each rank its own, "
-             "cuda:K gives all ranks that one, as threads of one process; emulated runs the CUDA "
-             "kernels on the CPU, slowly, to try them", .initial = "auto"},
+     .help = "what computes: auto takes CUDA devices where there are any; cuda gives each rank its own, "
+             "cuda:K gives all ranks that one; emulated runs the CUDA kernels on the CPU, slowly, to "
+             "try them (tandem-worker --list-devices shows what is here)", .initial = "auto"},
     {.name = "isa", .type = OPTIONS_CHOICE, .group = "Model",
      .choices = "auto|amx|avx512|avx2|portable", .help = "instruction set of the CPU's kernels",
      .initial = "auto"},

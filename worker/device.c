@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/device_name.h"
+#include "worker/host.h"
 
 static enum status resolve_cpu(struct device *out, enum backend_isa isa, struct error *err) {
     *out = (struct device){.isa = isa == BACKEND_AUTO ? backend_isa_best() : isa,
@@ -43,4 +44,24 @@ enum status device_resolve(struct device *out, const char *wanted, enum backend_
     enum status status = backend_device_probe(&all, BACKEND_CUDA, -1, err);
     if (status == STATUS_OK) status = resolve_cuda(out, local_rank % all.n_devices, err);
     return status != STATUS_OK && may_be_cpu ? resolve_cpu(out, isa, err) : status;
+}
+
+static void list_one(FILE *out, const struct device *device) {
+    struct host_facts host;
+    host_facts_read(&host, device->text);
+    int64_t bytes = device->memory_bytes >= 0 ? device->memory_bytes : host.memory_bytes;
+    fprintf(out, "%-20s %9.1f GiB free\n", device->text, (double)bytes / (1024.0 * 1024 * 1024));
+}
+
+void device_list(FILE *out) {
+    struct error err;
+    struct device device;
+    struct backend_device all;
+    int n = backend_device_probe(&all, BACKEND_CUDA, -1, &err) == STATUS_OK ? all.n_devices : 0;
+    for (int i = 0; i < n; i++) {
+        if (resolve_cuda(&device, i, &err) == STATUS_OK) list_one(out, &device);
+        else fprintf(out, "%s\n", err.text);
+    }
+    if (resolve_cpu(&device, BACKEND_AUTO, &err) == STATUS_OK) list_one(out, &device);
+    if (resolve_emulated(&device, &err) == STATUS_OK) list_one(out, &device);
 }

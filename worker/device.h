@@ -1,6 +1,7 @@
 /* What a rank computes on: the option --device, resolved on the machine it runs on. */
 #pragma once
 #include <stdint.h>
+#include <stdio.h>
 
 #include "common/error.h"
 #include "kernels/backend.h"
@@ -18,3 +19,6 @@ struct device {
  * for an instruction set that is not. */
 enum status device_resolve(struct device *out, const char *wanted, enum backend_isa isa,
                            int local_rank, struct error *err);
+
+/* A line for everything that --device can name here, with its free memory; the CUDA devices come first. */
+void device_list(FILE *out);

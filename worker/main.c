@@ -8,6 +8,7 @@
 
 #include "common/device_name.h"
 #include "common/log.h"
+#include "worker/device.h"
 #include "worker/replica.h"
 
 static const char usage[] =
@@ -22,12 +23,13 @@ static const char usage[] =
     "                           host counts off), cuda:K, or emulated         (auto)\n"
     "  --isa NAME               of the CPU: auto, amx, avx512, avx2, portable (auto)\n"
     "  --threads N              compute threads of each rank, 1..256          (1)\n"
-    "  --local-ranks N          N ranks as threads of this process, without mpirun: they share one\n"
-    "                           device, or the cores of one CPU, 1..16\n"
+    "  --local-ranks N          N ranks as threads of this process, without mpirun, 1..16: devices of\n"
+    "                           one process exchange faster\n"
     "  --patience SECONDS       how long to wait for the coordinator          (60)\n"
     "  --trace FILE             what each rank did when, for chrome://tracing or Perfetto;\n"
     "                           written when the replica is stopped\n"
     "  --log-level LEVEL        debug, info, warn or error                    (info)\n"
+    "  --list-devices           prints what --device can name here, and ends\n"
     "  --help, --version\n";
 
 enum { MAX_LOCAL_RANKS = 16 };
@@ -44,7 +46,7 @@ static enum status parse(struct arguments *out, int argc, char **argv, struct er
         {"isa", required_argument, NULL, 'i'},         {"threads", required_argument, NULL, 't'},
         {"patience", required_argument, NULL, 'p'},    {"log-level", required_argument, NULL, 'l'},
         {"trace", required_argument, NULL, 'f'},       {"device", required_argument, NULL, 'd'},
-        {"local-ranks", required_argument, NULL, 'n'},
+        {"local-ranks", required_argument, NULL, 'n'}, {"list-devices", no_argument, NULL, 'L'},
         {"help", no_argument, NULL, 'h'},              {"version", no_argument, NULL, 'v'},
         {NULL, 0, NULL, 0}};
     *out = (struct arguments){
@@ -104,6 +106,7 @@ static enum status parse(struct arguments *out, int argc, char **argv, struct er
                                  "debug, info, warn or error", optarg);
             }
             break;
+        case 'L': device_list(stdout); exit(0);
         case 'h': fputs(usage, stdout); exit(0);
         case 'v': puts("tandem-worker " TANDEM_VERSION); exit(0);
         default:

@@ -1,7 +1,10 @@
 """What computes: the CUDA backend on the emulated device, with target and draft as threads of one
 process, gives one text in every mode; a device that is not there is said in one sentence."""
 import os
+import pathlib
+import shutil
 import subprocess
+import tempfile
 import unittest
 
 from harness import BIN, MODEL, Server, o
@@ -53,6 +56,35 @@ class NoDevice(unittest.TestCase):
         lines = [line for line in done.stderr.splitlines() if "error" in line]
         self.assertEqual(len(lines), 1, done.stderr)
         self.assertIn("no CUDA device here", lines[0])
+
+    @unittest.skipIf(os.path.exists("/dev/nvidia0"), "there is a GPU here")
+    def test_what_is_listed(self):
+        done = subprocess.run([BIN / "tandem-worker", "--list-devices"], capture_output=True, text=True,
+                              timeout=60)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        lines = done.stdout.splitlines()
+        self.assertRegex(lines[0], r"^cpu \((amx|avx512|avx2|portable)\) +\d+\.\d GiB free$")
+        self.assertFalse([line for line in lines if line.startswith("cuda")])
+
+    def started_worker(self, listed, *options):
+        """What `tandem serve` starts beside a worker that lists `listed`: its arguments."""
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            for name in ("tandem", "tandem-coordinator"):
+                shutil.copy(BIN / name, folder)
+            worker = folder / "tandem-worker"
+            worker.write_text('#!/bin/sh\nif [ "$1" = --list-devices ]; then echo "%s"; exit; fi\n'
+                              'echo "$@" >> "%s/told"\nexit 1\n' % (listed, folder))
+            worker.chmod(0o755)
+            subprocess.run([folder / "tandem", "serve", "--model", DRAFT, "--port", "0", "--http-port", "0",
+                            *options], capture_output=True, text=True, timeout=60)
+            return (folder / "told").read_text()
+
+    def test_auto_starts_devices_as_one_process(self):
+        self.assertIn("--local-ranks 1 --device auto", self.started_worker("cuda:0 (9.0)"))
+        self.assertNotIn("--local-ranks", self.started_worker("cuda:0 (9.0)", "--isa", "portable"))
+        self.assertNotIn("--local-ranks", self.started_worker("cpu (avx2)"))
+        self.assertNotIn("--local-ranks", self.started_worker("cuda:0 (9.0)", "--device", "cpu"))
 
     def test_a_name_that_is_none(self):
         done = self.worker("--device", "gpu")
