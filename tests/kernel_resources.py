@@ -17,7 +17,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # What runs many times for every token. Sampling runs once for each; packing of weights at start-up.
-HOT = re.compile(r"(product|attention|combine|rope_kv_write|rmsnorm|tree_sum|swiglu|embed|take_rows"
+HOT = re.compile(r"(product|product_tile|attention|combine|rope_kv_write|rmsnorm|tree_sum|swiglu|embed|take_rows"
                  r"|pack_bf16|pack_i8|gather)_kernel")
 FLAGS = ["-std=c++17", "-fmad=false", "-Xptxas", "-v", "-I", str(ROOT), "-c", "-o", "/dev/null"]
 COLUMNS = ["arch", "file", "kernel", "registers", "spill_stores", "spill_loads", "stack", "shared"]

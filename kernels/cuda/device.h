@@ -24,6 +24,10 @@
 #define CU_LAUNCH(kernel, grid, size, shared_bytes, stream, ...)                                    \
     kernel<<<(grid), (size), (shared_bytes), (cudaStream_t)(stream)>>>(__VA_ARGS__)
 
+/* Before a launch with more shared memory than any kernel may have without asking, 48 KB. */
+#define CU_ALLOW_SHARED(kernel, bytes)                                                              \
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes))
+
 /* Programmatic dependent launch: a kernel that calls grid_wait before it reads or writes what others
  * write may be started while its predecessor drains. All kernels launched this way call it. */
 template <class... Parameters, class... Arguments>

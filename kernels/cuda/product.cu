@@ -1,4 +1,5 @@
-/* Products with packed weights: out[rows, n] = rows W^T, for any number of rows by one kernel.
+/* Products with packed weights: out[rows, n] = rows W^T, for any number of rows by one kernel (for many,
+ * product_tiles.cu is faster).
  *
  * Idea: weights are the 16-row operand of mma.sync, tokens the 8-wide one, so that 1 to 8 tokens cost
  * the same and weights are streamed once, 16 bytes a lane, as they lie in memory. A block has 8 warps
@@ -9,45 +10,9 @@
  * leaf alone: along a stripe one chain of mma; stripes 0 to 7 in order; leaves as the binary tree, by
  * the last block of a panel that arrives. int8 sums are exact.
  *
- * Bytes: n * k * (2, 1, 1) of weights, read once (rows <= 8 NT); n_rows * k * 2 of activations for every
- * P panels, from the second-level cache. Aim: 85 % of what the memory gives for 1 to 8 rows. */
-#include "kernels/cuda/device.h"
-#include "kernels/cuda/launch.h"
-
-enum { WARPS = 8, THREADS = WARPS * LANES };
-
-template <enum product_format F> struct accumulator {
-    typedef float type;
-};
-template <> struct accumulator<PRODUCT_I8> {
-    typedef int type;
-};
-
-/* Two e4m3 bytes, in 16 bits each, to two bf16, exactly: the exponent moves over as it is, and a
- * multiplication by 2^120 makes up for the difference of the biases. */
-static __device__ __forceinline__ uint32_t widen_f8(uint32_t spread) {
-    uint32_t bits = (spread & 0x00800080u) << 8 | (spread & 0x007f007fu) << 4;
-    return mul_bf16x2(bits, 0x7b807b80u);
-}
-
-static __device__ __forceinline__ uint4 widen_f8_tile(uint32_t low, uint32_t high) {
-    return make_uint4(widen_f8(spread_bytes(low, false)), widen_f8(spread_bytes(low, true)),
-                      widen_f8(spread_bytes(high, false)), widen_f8(spread_bytes(high, true)));
-}
-
-/* One unit of one panel times one tile of 8 tokens. */
-static __device__ __forceinline__ void multiply(float (&c)[4], const uint4 (&a)[2], uint4 b) {
-    mma_bf16(c, a[0], b.x, b.y);
-    mma_bf16(c, a[1], b.z, b.w);
-}
-static __device__ __forceinline__ void multiply(int (&c)[4], const uint4 (&a)[2], uint4 b) {
-    mma_s8(c, a[0], b.x, b.y);
-    mma_s8(c, a[1], b.z, b.w);
-}
-static __device__ __forceinline__ void multiply(float (&c)[4], const uint4 (&a)[1], uint4 b) {
-    mma_bf16(c, widen_f8_tile(a[0].x, a[0].y), b.x, b.y);
-    mma_bf16(c, widen_f8_tile(a[0].z, a[0].w), b.z, b.w);
-}
+ * Bytes: n * k * (2, 1, 1) of weights, read once: blocks of the same weights for other rows stand beside each
+ * other in the grid; n_rows * k * 2 of activations for every P panels, from the second-level cache. Aim: 85 % of what the memory gives for 1 to 8 rows. */
+#include "kernels/cuda/product_parts.h"
 
 /* This warp's stripe for P panels and NT tiles of tokens, into c. */
 template <enum product_format F, int P, int NT, int D, class C>
@@ -117,32 +82,6 @@ static __device__ __forceinline__ void walk_stripe(C (&c)[P][NT][4], const struc
     }
 }
 
-/* The leaf's sum with its scales. */
-template <enum product_format F, class C>
-static __device__ __forceinline__ float finish(C sum, const struct product &p, int leaf, int output,
-                                               int row) {
-    if (F == PRODUCT_BF16) return (float)sum;
-    float scale = p.w_scales[(size_t)leaf * p.n_padded + output];
-    if (F == PRODUCT_I8) scale = p.x_scales[(size_t)row * p.leaves.n_leaves + leaf] * scale;
-    return (float)sum * scale;
-}
-
-/* ((l0+l1)+(l2+l3))+((l4+l5)+(l6+l7)), or the same over fewer. */
-static __device__ __forceinline__ float leaf_tree(const float *partial, size_t stride, int n_leaves) {
-    float sums[MAX_LEAVES];
-#pragma unroll
-    for (int i = 0; i < MAX_LEAVES; i++) {
-        sums[i] = i < n_leaves ? load_fresh(partial + i * stride) : 0;
-    }
-#pragma unroll
-    for (int width = 1; width < MAX_LEAVES; width *= 2) {
-        if (width >= n_leaves) break;
-#pragma unroll
-        for (int i = 0; i < MAX_LEAVES; i += 2 * width) sums[i] += sums[i + width];
-    }
-    return sums[0];
-}
-
 template <enum product_format F, int P, int NT, int D>
 static __global__ void __launch_bounds__(THREADS) product_kernel(struct product p) {
     typedef typename accumulator<F>::type number;
@@ -150,9 +89,9 @@ static __global__ void __launch_bounds__(THREADS) product_kernel(struct product 
     CU_DYN_SMEM(number, sums); /* [WARPS][TOKENS][STRIDE] */
     const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES, leaf = blockIdx.y;
     const int first = p.leaves.unit[leaf], n_units = p.leaves.unit[leaf + 1] - first;
-    const int panel = blockIdx.x * P, row0 = blockIdx.z * TOKENS;
+    const int panel = blockIdx.z * P, row0 = blockIdx.x * TOKENS;
     number c[P][NT][4] = {};
-    walk_stripe<F, P, NT, D>(c, p, panel, blockIdx.z * NT, first + n_units * warp / WARPS,
+    walk_stripe<F, P, NT, D>(c, p, panel, blockIdx.x * NT, first + n_units * warp / WARPS,
                              first + n_units * (warp + 1) / WARPS);
     grid_go_on();
 #pragma unroll
@@ -179,25 +118,8 @@ static __global__ void __launch_bounds__(THREADS) product_kernel(struct product 
         float *to = alone ? p.out : p.partial + (size_t)leaf * p.n_rows * p.n;
         to[(size_t)row * p.n + output] = value;
     }
-    if (alone) return;
-
-    /* The last leaf's block of these outputs finishes the tree. */
-    CU_SHARED(unsigned, n_before, 1);
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        *n_before = atomicInc(&p.counters[blockIdx.z * gridDim.x + blockIdx.x],
-                             (unsigned)p.leaves.n_leaves - 1);
-    }
-    __syncthreads();
-    if (*n_before != (unsigned)p.leaves.n_leaves - 1) return;
-    __threadfence();
-    const size_t leaf_stride = (size_t)p.n_rows * p.n;
-    for (int i = threadIdx.x; i < OUTPUTS * TOKENS; i += THREADS) {
-        int output = panel * PANEL + i % OUTPUTS, row = row0 + i / OUTPUTS;
-        if (output >= p.n || row >= p.n_rows) continue;
-        size_t at = (size_t)row * p.n + output;
-        p.out[at] = leaf_tree(p.partial + at, leaf_stride, p.leaves.n_leaves);
+    if (!alone && is_last_leaf(p, blockIdx.z * gridDim.x + blockIdx.x)) {
+        finish_tree(p, panel * PANEL, OUTPUTS, row0, TOKENS);
     }
 }
 
@@ -206,7 +128,7 @@ static void launch_tiled(struct cuda_queue queue, const struct product &p) {
     int n_groups = (p.n_padded / PANEL + P - 1) / P;
     int n_row_groups = (p.n_rows + NT * ROW_TILE - 1) / (NT * ROW_TILE);
     size_t shared = (size_t)WARPS * NT * ROW_TILE * (P * PANEL + 4) * 4;
-    CU_LAUNCH_OVERLAPPED((product_kernel<F, P, NT, D>), dim3(n_groups, p.leaves.n_leaves, n_row_groups),
+    CU_LAUNCH_OVERLAPPED((product_kernel<F, P, NT, D>), dim3(n_row_groups, p.leaves.n_leaves, n_groups),
                          dim3(THREADS), shared, queue, p);
 }
 
@@ -227,6 +149,10 @@ static void launch_format(struct cuda_queue queue, const struct product &p, int 
 }
 
 extern "C" void launch_product(struct cuda_queue queue, const struct product *p, int n_processors) {
+    if (p->n_rows >= PRODUCT_TILED_ROWS) {
+        launch_product_tiles(queue, p, n_processors);
+        return;
+    }
     switch (p->format) {
     case PRODUCT_BF16: launch_format<PRODUCT_BF16>(queue, *p, n_processors); break;
     case PRODUCT_I8: launch_format<PRODUCT_I8>(queue, *p, n_processors); break;

@@ -104,6 +104,7 @@ extern thread_local lane *current_lane;
 /* What CU_SHARED declares at `where`: the same for all threads of a block, NaN at first. */
 void *shared_of(const void *where, size_t bytes);
 [[noreturn]] void die(const char *why);
+extern thread_local size_t allowed_shared_bytes; /* of the next launch; static memory has what is left of 48 KB */
 void pause(); /* lets others run, within the block and beside it */
 int barrier(bool predicate); /* how many arrived with true */
 uint64_t warp_operation(warp_op op, uint32_t mask, uint64_t value, int source, bool predicate);
@@ -269,6 +270,7 @@ static inline int max(int a, int b) {
 #define CU_LAUNCH(kernel, grid, size, shared_bytes, stream, ...)                                    \
     emulation::launch_kernel(kernel, (grid), (size), (shared_bytes), (cudaStream_t)(stream),        \
                              __VA_ARGS__)
+#define CU_ALLOW_SHARED(kernel, bytes) (emulation::allowed_shared_bytes = (bytes))
 #define CU_SHARED(T, name, n)                                                                       \
     static const char name##_where = 0;                                                             \
     T *name = static_cast<T *>(emulation::shared_of(&name##_where, sizeof(T) * (n)))

@@ -273,6 +273,9 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
 
 } // extern "C"
 
+static const size_t ANY_KERNELS_SHARED_BYTES = (48 << 10) - 512;
+thread_local size_t emulation::allowed_shared_bytes = ANY_KERNELS_SHARED_BYTES;
+
 void emulation::launch(dim3 grid, dim3 size, size_t shared_bytes, cudaStream_t stream,
                        std::function<void()> kernel) {
     /* What a device would refuse. */
@@ -280,6 +283,12 @@ void emulation::launch(dim3 grid, dim3 size, size_t shared_bytes, cudaStream_t s
         fprintf(stderr, "emulated device: grid %u,%u,%u\n", grid.x, grid.y, grid.z);
         abort();
     }
+    if (shared_bytes > allowed_shared_bytes) {
+        fprintf(stderr, "emulated device: %zu bytes of shared memory, %zu are allowed\n", shared_bytes,
+                allowed_shared_bytes);
+        abort();
+    }
+    allowed_shared_bytes = ANY_KERNELS_SHARED_BYTES;
     n_launches++;
     execute(stream, [=] { emulation::run_grid(grid, size, shared_bytes, kernel); });
 }

@@ -125,6 +125,52 @@ Test(cuda, stacked_sources) {
     in_every_order(stacked);
 }
 
+/* Many rows are tiles of 128, with 64 outputs or 128; the same rows 50 at a time are another kernel's. With
+ * leaves and without, whose K has fewer units than stripes, more, and ragged ends. */
+static void check_tiles(struct backend *backend, enum dtype format, int n, int k, bool leaves,
+                        uint64_t seed) {
+    enum { ROWS = 131, FEW = 50 };
+    static const int eight[9] = {0, 70, 70, 200, 333, 334, 700, 800, 900};
+    struct test_random random = {seed};
+    if (leaves) k = eight[8];
+    float *w = random_floats(&random, (size_t)(n * k), -1, 1), *x = random_floats(&random, ROWS * k, -3, 3);
+    float *many = random_floats(&random, ROWS * n, 0, 0), *few = random_floats(&random, ROWS * n, 0, 0);
+    struct weight_source source = {w, DTYPE_F32, k, n};
+    struct weight *weight = NULL;
+    struct error err;
+    cr_assert_eq(backend_weight_create(&weight, backend, &source, 1, k, leaves ? eight : NULL,
+                                       leaves ? 8 : 1, format, &err), STATUS_OK, "%s", err.text);
+    for (int row = 0; row < ROWS; row += FEW) {
+        int n_rows = ROWS - row < FEW ? ROWS - row : FEW;
+        if (leaves) backend_linear_tree(backend, few + row * n, x + row * k, weight, n_rows);
+        else backend_linear(backend, few + row * n, x + row * k, k, weight, NULL, n_rows);
+    }
+    if (leaves) backend_linear_tree(backend, many, x, weight, ROWS);
+    else backend_linear(backend, many, x, k, weight, NULL, ROWS);
+    cr_assert(backend_wait(backend, &err) == STATUS_OK, "%s", err.text);
+    for (int i = 0; i < ROWS * n; i++) {
+        cr_assert(memcmp(&many[i], &few[i], sizeof *many) == 0,
+                  "seed %llu, %s, n %d, k %d, %s: row %d, output %d is %.9g and %.9g",
+                  (unsigned long long)seed, dtype_name(format), n, k, leaves ? "leaves" : "whole", i / n,
+                  i % n, many[i], few[i]);
+    }
+    backend_weight_free(weight);
+    free(w), free(x), free(many), free(few);
+}
+
+static void tiles(struct backend *backend, uint64_t seed) {
+    static const enum dtype formats[] = {DTYPE_BF16, DTYPE_I8, DTYPE_F8};
+    for (int f = 0; f < 3; f++) {
+        check_tiles(backend, formats[f], 70, 100, false, seed);
+        check_tiles(backend, formats[f], 520, 600, false, seed + 1);
+        check_tiles(backend, formats[f], 130, 0, true, seed + 2);
+    }
+}
+
+Test(cuda, tiles_of_many_rows) {
+    in_every_order(tiles);
+}
+
 /* --- attention ------------------------------------------------------------------------------------- */
 
 struct shape {
