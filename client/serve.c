@@ -82,10 +82,10 @@ static int usable_cpus(void) {
     return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
-/* Whether the worker finds a CUDA device here, which it lists first. */
+/* Whether the worker lists a CUDA device here. */
 static bool has_cuda(struct supervisor *s) {
     int ends[2];
-    char text[5] = "";
+    char text[4096] = "\n";
     struct arguments *a = &s->arguments;
     if (pipe(ends) != 0) return false;
     a->n = 0;
@@ -100,13 +100,13 @@ static bool has_cuda(struct supervisor *s) {
         _exit(127);
     }
     close(ends[1]);
-    size_t n = 0;
+    size_t n = 1;
     for (ssize_t got = 1; child > 0 && got > 0 && n < sizeof text - 1; n += got > 0 ? (size_t)got : 0) {
         got = read(ends[0], text + n, sizeof text - 1 - n);
     }
     close(ends[0]);
     if (child > 0) waitpid(child, NULL, 0);
-    return strcmp(text, "cuda") == 0;
+    return strstr(text, "\ncuda:") != NULL;
 }
 
 /* Ranks that compute on devices are threads of one process: on one device their kernels overlap, and several
@@ -333,12 +333,12 @@ static enum status prepare(struct supervisor *s, struct error *err) {
     }
     snprintf(s->ports, sizeof s->ports, "%s/ports.json", s->scratch);
     snprintf(s->ready, sizeof s->ready, "%s/ready.json", s->scratch);
-    s->one_process = is_one_process(s);
     sigemptyset(&s->signals);
     sigaddset(&s->signals, SIGINT);
     sigaddset(&s->signals, SIGTERM);
     sigaddset(&s->signals, SIGCHLD);
     sigprocmask(SIG_BLOCK, &s->signals, NULL);
+    s->one_process = is_one_process(s);
     return STATUS_OK;
 }
 

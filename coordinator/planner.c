@@ -36,7 +36,8 @@ void planner_use_links(struct planner_machine *machine, const struct planner_lin
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
-/* As worker/capacity.c and worker/rank.c add it up. */
+/* As worker/capacity.c and worker/rank.c add it up on processors. What a device needs besides (embeddings,
+ * draws, inboxes) the worker counts alone: a plan that leaves no room for it is refused there. */
 static int step_rows(const struct planner_limits *limits) {
     int least = (int)limits->max_sequences + KV_BLOCK, wanted = (int)limits->max_step_tokens;
     return wanted > least ? wanted : least;

@@ -1,6 +1,8 @@
 #include "worker/hello_links.h"
 
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/log.h"
 #include "worker/comm/comm_links.h"
@@ -37,8 +39,8 @@ static enum status measure_hosts(struct comm_link *links, struct comm *world, st
 }
 
 /* With a backend that computes nothing. */
-static enum status measure_devices(struct comm_link *links, struct comm *world,
-                                   const struct hello_devices *devices, struct error *err) {
+static enum status measure_devices(struct comm_link *links, const struct hello_devices *devices,
+                                   struct error *err) {
     enum { ROWS = 8, WIDTH = 64 };
     struct backend *backend = NULL;
     struct comm *tensors = NULL;
@@ -48,8 +50,8 @@ static enum status measure_devices(struct comm_link *links, struct comm *world,
     TRY(backend_create(&backend, &options, err));
     struct comm_tensors_options way = {"test", backend, devices->isa, devices->device,
                                        devices->shares_device, devices->one_process};
-    TRY_OR_FAIL(comm_tensors_create(&tensors, world, &way, err));
-    size_t bytes = (size_t)(1 + comm_size(world)) * LONG_BYTES;
+    TRY_OR_FAIL(comm_tensors_create(&tensors, devices->group, &way, err));
+    size_t bytes = (size_t)(1 + comm_size(devices->group)) * LONG_BYTES;
     buffer = backend_alloc(backend, bytes);
     if (buffer == NULL) {
         status = error_set(err, STATUS_RESOURCE_EXHAUSTED, "no %zu bytes of device memory to test links",
@@ -57,7 +59,7 @@ static enum status measure_devices(struct comm_link *links, struct comm *world,
         goto fail;
     }
     backend_zero(backend, buffer, bytes);
-    struct comm_links_options links_options = {tensors, world, buffer, LONG_BYTES, BUDGET_NS};
+    struct comm_links_options links_options = {tensors, devices->group, buffer, LONG_BYTES, BUDGET_NS};
     status = comm_links_measure(links, &links_options, err);
 
 fail:
@@ -67,28 +69,71 @@ fail:
     return status;
 }
 
+struct outcome {
+    enum status status;
+    char text[600];
+};
+
+/* The same on all ranks, which end the test together. *measured: on all; else rank 0 says why not. */
+static enum status try_devices(bool *measured, struct comm_link *links, struct comm *world,
+                               const struct hello_devices *devices, struct error *err) {
+    struct error why;
+    struct outcome mine = {measure_devices(links, devices, &why), ""};
+    if (mine.status != STATUS_OK) {
+        snprintf(mine.text, sizeof mine.text, "%s", why.text);
+        comm_abort(devices->group, why.text);
+    }
+    int size = comm_size(world), culprit = -1;
+    struct outcome *all = xcalloc((size_t)size, sizeof *all);
+    enum status status = comm_all_gather(world, all, &mine, sizeof mine, err);
+    for (int i = 0; i < size && status == STATUS_OK; i++) {
+        if (all[i].status == STATUS_OK) continue;
+        /* Those that only heard of it stand behind the one that knows. */
+        if (culprit < 0 || all[culprit].status == STATUS_ABORTED) culprit = i;
+    }
+    *measured = status == STATUS_OK && culprit < 0;
+    if (culprit >= 0 && comm_rank(world) == 0) {
+        log_warn("the links between devices were not measured: rank %d: %s", culprit, all[culprit].text);
+    }
+    free(all);
+    return status;
+}
+
 static void tell(const struct comm_link *links, int size, const char *what) {
     struct comm_link slowest = comm_links_slowest(links, size);
     log_info("the slowest of %d links between %s: %.1f us, %.2f GB/s", size * (size - 1), what,
              (double)slowest.latency_ns / 1e3, slowest.bytes_per_second / 1e9);
 }
 
-enum status hello_links_measure(struct hello_links *out, struct comm *world,
-                                const struct hello_devices *devices, struct error *err) {
+static enum status measure(struct hello_links *out, struct comm_link *links, struct comm *world,
+                           const struct hello_devices *devices, struct error *err) {
     int size = comm_size(world);
     size_t n = (size_t)size * (size_t)size;
+    bool leads = comm_rank(world) == 0, measured = true;
+    TRY(measure_hosts(links, world, err));
+    if (leads) tell(links, size, "ranks");
+    if (devices != NULL) {
+        struct comm_link *between = xcalloc(n, sizeof *between);
+        enum status status = try_devices(&measured, between, world, devices, err);
+        if (leads && measured) {
+            tell(between, size, "their devices");
+            fill_host(&out->message, links, n);
+            memcpy(links, between, n * sizeof *links);
+        }
+        free(between);
+        TRY(status);
+    }
+    if (leads && measured) fill(&out->message, links, n);
+    return STATUS_OK;
+}
+
+enum status hello_links_measure(struct hello_links *out, struct comm *world,
+                                const struct hello_devices *devices, struct error *err) {
+    size_t size = (size_t)comm_size(world);
     tandem__v1__links__init(&out->message);
     if (size == 1) return STATUS_OK;
-    struct comm_link *links = xcalloc(n, sizeof *links);
-    bool leads = comm_rank(world) == 0;
-    enum status status = measure_hosts(links, world, err);
-    if (status == STATUS_OK && leads) tell(links, size, "ranks");
-    if (status == STATUS_OK && leads && devices != NULL) fill_host(&out->message, links, n);
-    if (status == STATUS_OK && devices != NULL) {
-        status = measure_devices(links, world, devices, err);
-        if (status == STATUS_OK && leads) tell(links, size, "their devices");
-    }
-    if (status == STATUS_OK && leads) fill(&out->message, links, n);
+    struct comm_link *links = xcalloc(size * size, sizeof *links);
+    enum status status = measure(out, links, world, devices, err);
     free(links);
     return status;
 }

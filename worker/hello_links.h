@@ -11,15 +11,17 @@ struct hello_links {
 
 /* The devices that ranks compute on, as struct comm_tensors_options has them. */
 struct hello_devices {
+    struct comm *group; /* of the same ranks as `world`, for this test alone: it may end in it */
     enum backend_isa isa;
     int device;
     bool shares_device, one_process;
 };
 
 /* Collective over `world`, a group of host memory; takes a tenth of a second, longer only where one
- * message to each rank does. devices: NULL where tensors travel over `world` itself; else a group of the
- * devices is made for the time of the test, and `world` is measured beside it. Fails as the groups do.
- * hello_links_free even then. */
+ * message to each rank does, or devices are slow to begin. devices: NULL where tensors travel over `world`
+ * itself; else a group of the devices is made for the time of the test, and `world` is measured beside it;
+ * when that fails, nothing is told and a warning says why. Fails as `world` does. hello_links_free even
+ * then. */
 enum status hello_links_measure(struct hello_links *out, struct comm *world,
                                 const struct hello_devices *devices, struct error *err);
 void hello_links_free(struct hello_links *links);

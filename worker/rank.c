@@ -290,9 +290,9 @@ static int max_width(const struct rank *r) {
     return width;
 }
 
-enum status rank_load(struct rank *r, const struct rank_loading *loading, struct error *err) {
+static enum status load(struct rank *r, struct error *err) {
     const struct rank_plan *plan = r->options.plan;
-    r->loading = *loading;
+    const struct rank_loading *loading = &r->loading;
     struct backend_options backend = {
         .isa = r->options.isa,
         .n_threads = r->options.n_threads,
@@ -316,6 +316,17 @@ enum status rank_load(struct rank *r, const struct rank_loading *loading, struct
     };
     r->engine = engine_create(&engine);
     return STATUS_OK;
+}
+
+/* Others may be waiting for this rank in its groups. */
+enum status rank_load(struct rank *r, const struct rank_loading *loading, struct error *err) {
+    r->loading = *loading;
+    enum status status = load(r, err);
+    struct comm *groups[] = {loading->comms.target, loading->comms.draft, loading->comms.pair};
+    for (int i = 0; i < 3 && status != STATUS_OK; i++) {
+        if (groups[i] != NULL) comm_abort(groups[i], err->text);
+    }
+    return status;
 }
 
 struct transformer *rank_transformer(struct rank *r, enum engine_model model) {

@@ -99,10 +99,11 @@ struct rank_loading {
     void *progress_user;
 };
 
-/* Packs weights, allocates KV and scratch. Not collective. */
+/* Packs weights, allocates KV and scratch. Collective where ranks compute on devices; a failure aborts the
+ * groups of `loading`, so that nobody waits for this rank. */
 enum status rank_load(struct rank *rank, const struct rank_loading *loading, struct error *err);
 
-/* Bytes really allocated. */
+/* As transformer_memory, of both models. */
 struct transformer_memory rank_memory(const struct rank *rank);
 struct transformer *rank_transformer(struct rank *rank, enum engine_model model); /* NULL: none */
 

@@ -406,7 +406,7 @@ static enum status report_ready(struct replica *r, struct error *err) {
     return status;
 }
 
-static enum status measure_links(struct replica *r, struct error *err) {
+static enum status measure_devices(struct replica *r, struct error *err) {
     int places[REPLICA_MAX_RANKS];
     find_places(r, places);
     struct hello_devices devices = {.isa = r->device.isa, .device = r->device.index,
@@ -414,8 +414,15 @@ static enum status measure_links(struct replica *r, struct error *err) {
     for (int i = 0; i < r->n_ranks; i++) {
         devices.shares_device = devices.shares_device || places[i] != i;
     }
-    bool on_devices = r->device.isa >= BACKEND_CUDA;
-    return hello_links_measure(&r->links, r->world, on_devices ? &devices : NULL, err);
+    TRY(make_group(r, &devices.group, 0, r->n_ranks, err));
+    enum status status = hello_links_measure(&r->links, r->world, &devices, err);
+    comm_destroy(devices.group);
+    return status;
+}
+
+static enum status measure_links(struct replica *r, struct error *err) {
+    if (r->device.isa >= BACKEND_CUDA && r->n_ranks > 1) return measure_devices(r, err);
+    return hello_links_measure(&r->links, r->world, NULL, err);
 }
 
 static enum status load(struct replica *r, struct error *err) {

@@ -64,12 +64,12 @@ bool transformer_kv_read(const struct transformer *transformer, int layer, const
 
 /* Where the time of all passes so far went. */
 struct transformer_times {
-    int64_t kernels_ns; /* in backend ops */
-    int64_t comm_ns;    /* in collectives, waiting for slower ranks included */
+    int64_t kernels_ns; /* in backend ops, and in collectives that are recorded with them */
+    int64_t comm_ns;    /* in other collectives, waiting for slower ranks included */
 };
 struct transformer_times transformer_times(const struct transformer *transformer);
 
-/* Bytes really allocated by this rank. */
+/* Bytes allocated by this rank; KV as backend_kv_block_bytes counts it. */
 struct transformer_memory {
     size_t weights_bytes, kv_bytes, scratch_bytes;
 };

@@ -74,7 +74,7 @@ struct backend {
     int32_t *fed_ring, *fed_host; /* [BACKEND_FED_BATCHES][BACKEND_MAX_FED] of each batch; its copy */
     int64_t n_batches;
     int n_drawn;
-    enum status draw_status; /* of the batch begun last, with its words */
+    enum status draw_status; /* of the first batch that failed since the last was collected, and its words */
     struct error draw_error;
 
     /* Loading: pinned host memory and its device twin, one slot filled while the other is packed. */

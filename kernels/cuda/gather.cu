@@ -41,17 +41,20 @@ static __device__ __forceinline__ uint32_t wait_for(const uint2 *at, const struc
 static __global__ void __launch_bounds__(THREADS, 1)
     gather_kernel(uint32_t *recv, const uint32_t *send, size_t n_words,
                   const __grid_constant__ struct gather g) {
-    CU_SHARED(uint32_t, number, 1);
+    CU_SHARED(uint32_t, number, 2);
     grid_wait();
     if (threadIdx.x == 0) {
         uint32_t next = load_flag(&g.state->n_exchanges) + 1;
-        *number = next != 0 ? next : 2; /* 0 is the flag of a line never written; halves alternate on */
+        number[0] = next != 0 ? next : 2; /* 0 is the flag of a line never written; halves alternate on */
+        number[1] = load_flag(&g.state->missing);
     }
     __syncthreads();
-    const uint32_t exchange = *number;
+    const uint32_t exchange = number[0];
+    const bool has_failed = number[1] != 0;
     const size_t first = (size_t)blockIdx.x * THREADS + threadIdx.x;
     const size_t stride = (size_t)gridDim.x * THREADS;
-    for (size_t i = first; i < n_words; i += stride) {
+    /* Who waited in vain has nothing to tell. */
+    for (size_t i = first; i < n_words && !has_failed; i += stride) {
         uint2 line;
         line.x = send[i];
         line.y = exchange;

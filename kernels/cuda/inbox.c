@@ -20,10 +20,11 @@ struct inbox {
 bool cuda_reaches(struct backend *backend, int device) {
     int reachable = 0, own = backend->options.device;
     if (device == own) return true;
-    if (cudaDeviceCanAccessPeer(&reachable, own, device) != cudaSuccess || !reachable) return false;
-    cudaError_t error = cudaDeviceEnablePeerAccess(device, 0);
-    if (error == cudaErrorPeerAccessAlreadyEnabled) cudaGetLastError();
-    return error == cudaSuccess || error == cudaErrorPeerAccessAlreadyEnabled;
+    cudaError_t error = cudaSetDevice(own); /* access is the current device's */
+    if (error == cudaSuccess) error = cudaDeviceCanAccessPeer(&reachable, own, device);
+    if (error == cudaSuccess && reachable) error = cudaDeviceEnablePeerAccess(device, 0);
+    cudaGetLastError(); /* what is refused here is no failure of the device's */
+    return reachable && (error == cudaSuccess || error == cudaErrorPeerAccessAlreadyEnabled);
 }
 
 enum status cuda_inbox_create(struct inbox **out, struct backend *backend, int rank, int size,

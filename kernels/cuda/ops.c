@@ -292,20 +292,29 @@ static void sample_begin(struct backend *backend, float *logits, int stride, int
     size_t bytes = BACKEND_MAX_FED * sizeof(int32_t);
     size_t batch = (size_t)(backend->n_batches++ % BACKEND_FED_BATCHES);
     backend->n_drawn = n;
-    backend->draw_status = cuda_sampler_enqueue(backend->sampler, logits, (size_t)stride, vocab, draws,
-                                                n, backend->fed, &backend->draw_error);
+    struct error err;
+    enum status status = cuda_sampler_enqueue(backend->sampler, logits, (size_t)stride, vocab, draws, n,
+                                              backend->fed, &err);
+    if (status != STATUS_OK && backend->draw_status == STATUS_OK) {
+        backend->draw_status = status;
+        backend->draw_error = err;
+    }
     cuda_went_well(backend,
                    cudaMemcpyAsync(backend->fed_ring + batch * BACKEND_MAX_FED, backend->fed, bytes,
                                    cudaMemcpyDeviceToDevice, backend->stream),
                    "keeping drawn tokens");
 }
 
+static enum status drawn_well(struct backend *backend, struct error *err) {
+    enum status status = backend->draw_status;
+    backend->draw_status = STATUS_OK;
+    if (status != STATUS_OK) *err = backend->draw_error;
+    return status;
+}
+
 static enum status sample_end(struct backend *backend, struct sample_result *results,
                               struct error *err) {
-    if (backend->draw_status != STATUS_OK) {
-        *err = backend->draw_error;
-        return backend->draw_status;
-    }
+    TRY(drawn_well(backend, err));
     TRY(cuda_sampler_collect(backend->sampler, results, err));
     cuda_went_well(backend, cudaGetLastError(), "a launch");
     return cuda_failure(backend, err);
@@ -314,10 +323,7 @@ static enum status sample_end(struct backend *backend, struct sample_result *res
 static enum status fed_tokens(struct backend *backend, int32_t *tokens, int n_batches,
                               struct error *err) {
     CHECK(n_batches <= BACKEND_FED_BATCHES && n_batches <= backend->n_batches);
-    if (backend->draw_status != STATUS_OK) {
-        *err = backend->draw_error;
-        return backend->draw_status;
-    }
+    TRY(drawn_well(backend, err));
     size_t row = BACKEND_MAX_FED * sizeof(int32_t);
     TRY(copy_out(backend, backend->fed_host, backend->fed_ring, BACKEND_FED_BATCHES * row, err));
     for (int i = 0; i < n_batches; i++) {

@@ -72,7 +72,7 @@ static void release_staging(struct cuda_sampler *s) {
 
 static enum status take_staging(struct cuda_sampler *s, size_t n_words, struct error *err) {
     size_t bytes = rows_bytes(s) + n_words * sizeof(int32_t);
-    s->max_words = n_words;
+    s->max_words = 0;
     for (int i = 0; i < SLOTS; i++) {
         if (cudaHostAlloc((void **)&s->slots[i].host, bytes, cudaHostAllocDefault) != cudaSuccess) {
             return error_set(err, STATUS_RESOURCE_EXHAUSTED, "no pinned memory for %zu bytes", bytes);
@@ -81,6 +81,7 @@ static enum status take_staging(struct cuda_sampler *s, size_t n_words, struct e
     if (cudaMalloc((void **)&s->device, bytes) != cudaSuccess) {
         return error_set(err, STATUS_RESOURCE_EXHAUSTED, "no device memory for %zu bytes", bytes);
     }
+    s->max_words = n_words;
     return STATUS_OK;
 }
 
@@ -111,7 +112,7 @@ static size_t words_of(const struct sample_draw *draws, int n, int i) {
 /* The slot that rested longest, with room for n_words; what was sent from it has arrived. */
 static enum status next_slot(struct cuda_sampler *s, struct slot **out, size_t n_words,
                              struct error *err) {
-    if (n_words > s->max_words) {
+    if (n_words > s->max_words || s->device == NULL) {
         cudaStreamSynchronize(s->stream);
         release_staging(s);
         TRY(take_staging(s, 2 * n_words, err));

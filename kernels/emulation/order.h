@@ -10,8 +10,11 @@ extern "C" {
 #endif
 enum { EMULATION_ORDERS = 5 };
 void emulation_set_order(int order, uint32_t seed);
-/* How many devices there are (1 at the start), and whether they reach each other's memory. */
+/* How many devices there are (1 at the start), and whether they reach each other's memory: 0 no, 1 yes,
+ * 2 they say so and refuse. */
 void emulation_set_devices(int n_devices, int mapped);
+/* Whether `from` has mapped `to`'s memory. */
+int emulation_peer_enabled(int from, int to);
 /* Launches so far, and how many of them were replayed from graphs. */
 uint64_t emulation_launches(void);
 uint64_t emulation_replays(void);

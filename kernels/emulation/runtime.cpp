@@ -28,7 +28,7 @@ static thread_local cudaError_t last_error;
 
 enum { MAX_DEVICES = 8 };
 static int n_devices = 1;
-static bool devices_mapped;
+static int devices_mapped; /* as emulation_set_devices */
 static std::atomic<bool> peer_enabled[MAX_DEVICES][MAX_DEVICES];
 static thread_local int current_device;
 
@@ -43,10 +43,14 @@ uint64_t emulation_replays(void) {
 
 void emulation_set_devices(int n, int mapped) {
     n_devices = n < MAX_DEVICES ? n : MAX_DEVICES;
-    devices_mapped = mapped != 0;
+    devices_mapped = mapped;
     for (auto &row : peer_enabled) {
         for (auto &enabled : row) enabled = false;
     }
+}
+
+int emulation_peer_enabled(int from, int to) {
+    return peer_enabled[from][to];
 }
 
 static cudaError_t fail(cudaError_t error) {
@@ -98,12 +102,12 @@ cudaError_t cudaSetDevice(int device) {
 
 cudaError_t cudaDeviceCanAccessPeer(int *can, int device, int peer) {
     if (device == peer || device >= n_devices || peer >= n_devices) return fail(cudaErrorInvalidValue);
-    *can = devices_mapped;
+    *can = devices_mapped != 0;
     return cudaSuccess;
 }
 
 cudaError_t cudaDeviceEnablePeerAccess(int peer, unsigned flags) {
-    bool wrong = flags != 0 || peer == current_device || peer >= n_devices || !devices_mapped;
+    bool wrong = flags != 0 || peer == current_device || peer >= n_devices || devices_mapped != 1;
     if (wrong) return fail(cudaErrorInvalidValue);
     bool again = peer_enabled[current_device][peer].exchange(true);
     return again ? fail(cudaErrorPeerAccessAlreadyEnabled) : cudaSuccess;

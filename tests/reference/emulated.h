@@ -2,6 +2,7 @@
  * The module is found as kernels/module.c finds it: a second dlopen gives the same one. */
 #pragma once
 #include <dlfcn.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +34,12 @@ static inline void emulated_set_devices(int n_devices, int mapped) {
     void (*set)(int, int);
     *(void **)&set = emulated_symbol("emulation_set_devices");
     set(n_devices, mapped);
+}
+
+static inline bool emulated_peer_enabled(int from, int to) {
+    int (*enabled)(int, int);
+    *(void **)&enabled = emulated_symbol("emulation_peer_enabled");
+    return enabled(from, to) != 0;
 }
 
 static inline uint64_t emulated_replays(void) {

@@ -194,21 +194,29 @@ static void *tell(void *arg) {
     return NULL;
 }
 
-static void check_told(int n_ranks, const struct hello_devices *devices) {
-    struct comm *comms[MAX_RANKS];
+/* broken: a rank without its device, of which the others hear; -1: none. */
+static void check_told(int n_ranks, const struct hello_devices *devices, int broken) {
+    struct comm *comms[MAX_RANKS], *groups[MAX_RANKS];
+    struct hello_devices own[MAX_RANKS];
     struct teller tellers[MAX_RANKS] = {0};
     struct error err;
     CHECK(comm_threads_create(comms, n_ranks, &err) == STATUS_OK);
+    CHECK(comm_threads_create(groups, n_ranks, &err) == STATUS_OK);
     for (int i = 0; i < n_ranks; i++) {
         tellers[i].world = comms[i];
-        tellers[i].devices = devices;
+        if (devices != NULL) {
+            own[i] = *devices;
+            own[i].group = groups[i];
+            if (i == broken) own[i].device = 99;
+            tellers[i].devices = &own[i];
+        }
         CHECK(pthread_create(&tellers[i].thread, NULL, tell, &tellers[i]) == 0);
     }
     for (int i = 0; i < n_ranks; i++) pthread_join(tellers[i].thread, NULL);
     bool right = true;
     for (int i = 0; i < n_ranks; i++) {
         const Tandem__V1__Links *told = &tellers[i].links.message;
-        size_t n = i == 0 && n_ranks > 1 ? (size_t)(n_ranks * n_ranks) : 0;
+        size_t n = i == 0 && n_ranks > 1 && broken < 0 ? (size_t)(n_ranks * n_ranks) : 0;
         right &= tellers[i].status == STATUS_OK && told->n_latency_ns == n;
         right &= told->n_gigabytes_per_second == n;
         right &= told->n_host_latency_ns == (devices != NULL ? n : 0);
@@ -220,14 +228,15 @@ static void check_told(int n_ranks, const struct hello_devices *devices) {
         }
         hello_links_free(&tellers[i].links);
         comm_destroy(comms[i]);
+        comm_destroy(groups[i]);
     }
     cr_assert(right, "%d ranks", n_ranks);
 }
 
 Test(comm_links, the_leader_has_them_for_its_hello) {
-    check_told(1, NULL);
-    check_told(2, NULL);
-    check_told(5, NULL);
+    check_told(1, NULL, -1);
+    check_told(2, NULL, -1);
+    check_told(5, NULL, -1);
 }
 
 /* One device, where all-gathers are timed, and one through the host, where messages are. */
@@ -235,10 +244,13 @@ Test(comm_links, of_devices_too) {
     if (!computes_here(BACKEND_EMULATED)) {
         cr_skip_test("the emulated device is not built here (x86-64, no thread sanitizer)");
     }
-    struct hello_devices devices = {BACKEND_EMULATED, 0, true, true};
-    check_told(1, &devices);
-    check_told(2, &devices);
-    check_told(4, &devices);
+    struct hello_devices devices = {NULL, BACKEND_EMULATED, 0, true, true};
+    check_told(1, &devices, -1);
+    check_told(2, &devices, -1);
+    check_told(4, &devices, -1);
+    check_told(4, &devices, 2);
+    check_told(2, &devices, 0);
     devices.one_process = false;
-    check_told(2, &devices);
+    check_told(2, &devices, -1);
+    check_told(2, &devices, 1);
 }

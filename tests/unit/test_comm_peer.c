@@ -179,6 +179,10 @@ static void check_way(const int *devices, int n, bool one_process, bool peers) {
         cr_assert_eq(ways[i].status, STATUS_OK, "%s", ways[i].err.text);
         cr_assert(ways[i].right, "rank %d of %d", i, n);
         cr_assert_eq(ways[i].recordable_bytes > 0, peers, "rank %d of %d", i, n);
+        for (int j = 0; j < n && peers; j++) {
+            bool mapped = devices[i] == devices[j] || emulated_peer_enabled(devices[i], devices[j]);
+            cr_assert(mapped, "device %d writes into %d's memory unasked", devices[i], devices[j]);
+        }
     }
     for (int i = 0; i < n; i++) comm_destroy(hosts[i]);
 }
@@ -198,4 +202,6 @@ Test(comm_peer, devices_that_do_not) {
     check_way((const int[]){0, 1, 2, 3}, 4, true, false);
     check_way((const int[]){3, 3}, 2, true, true);
     check_way((const int[]){3, 3, 3, 0}, 4, true, false);
+    emulated_set_devices(2, 2);
+    check_way((const int[]){0, 1}, 2, true, false);
 }

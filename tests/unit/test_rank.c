@@ -2,9 +2,11 @@
  * one rank need together. */
 #include "tests/unit/test.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "tests/reference/isas.h"
 #include "worker/rank.h"
 
 #define TARGET TANDEM_SOURCE_DIR "/assets/models/llama-tale-target"
@@ -133,4 +135,54 @@ Test(rank, refusals) {
     strcpy(plan.draft_dir, "/nowhere");
     cr_assert_neq(open_rank(&rank, &plan, 1, GIB, &err), STATUS_OK);
     cr_assert_not_null(strstr(err.text, "/nowhere"), "%s", err.text);
+}
+
+/* --- a rank that cannot load --------------------------------------------------------------------- */
+
+struct loader {
+    const struct rank_plan *plan;
+    struct comm *group;
+    int rank, device;
+    enum status status;
+    struct error err;
+    pthread_t thread;
+};
+
+static void *load_on_device(void *arg) {
+    struct loader *l = arg;
+    struct rank *rank = NULL;
+    struct rank_options options = {.plan = l->plan,
+                                   .rank = l->rank,
+                                   .isa = BACKEND_EMULATED,
+                                   .device = l->device,
+                                   .shares_device = true,
+                                   .one_process = true,
+                                   .n_threads = 1,
+                                   .memory_bytes = GIB};
+    struct rank_loading loading = {.comms = {.target = l->group}, .n_blocks = 8};
+    l->status = rank_open(&rank, &options, &l->err);
+    if (l->status == STATUS_OK) l->status = rank_load(rank, &loading, &l->err);
+    rank_close(rank);
+    return NULL;
+}
+
+/* The others hear of it, in its words, instead of waiting for it in their group. */
+Test(rank, one_that_cannot_load_ends_its_groups, .timeout = 20) {
+    if (!computes_here(BACKEND_EMULATED)) {
+        cr_skip_test("the emulated device is not built here (x86-64, no thread sanitizer)");
+    }
+    struct rank_plan plan = plan_of(false, 2, 0);
+    struct comm *groups[2];
+    struct loader loaders[2];
+    struct error err;
+    cr_assert_eq(comm_threads_create(groups, 2, &err), STATUS_OK);
+    for (int i = 0; i < 2; i++) {
+        loaders[i] = (struct loader){.plan = &plan, .group = groups[i], .rank = i, .device = 7 * i};
+        cr_assert_eq(pthread_create(&loaders[i].thread, NULL, load_on_device, &loaders[i]), 0);
+    }
+    for (int i = 0; i < 2; i++) pthread_join(loaders[i].thread, NULL);
+    cr_assert_eq(loaders[1].status, STATUS_INVALID_ARGUMENT, "%s", loaders[1].err.text);
+    cr_assert_eq(loaders[0].status, STATUS_ABORTED, "%s", loaders[0].err.text);
+    cr_assert(strstr(loaders[0].err.text, "CUDA device 7") != NULL, "%s", loaders[0].err.text);
+    for (int i = 0; i < 2; i++) comm_destroy(groups[i]);
 }

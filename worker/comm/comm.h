@@ -1,16 +1,17 @@
-/* Collectives of one group of ranks. Three makers: threads of one process (comm_threads.c), MPI
- * (comm_mpi.c), NCCL (comm_nccl.c, opened by comm_device.c). All calls are collective unless said
+/* Collectives of one group of ranks. Made of threads of one process (comm_threads.c) or over MPI
+ * (comm_mpi.c), for host memory; and over such a group for devices (comm_tensors.c): NCCL (comm_nccl.c,
+ * opened by comm_device.c), peers (comm_peer.c), or copies through the host (comm_staged.c). All calls are collective unless said
  * otherwise, made by one thread per rank, in the same order on every rank. No call sums: ordered sums
  * are the backend's.
  *
- * Groups of the first two work on host memory and have done when a call returns. NCCL's work on
- * device memory: a call returns when it is enqueued on the group's stream, in order with everything
+ * Groups of host memory, and copies through it, have done when a call returns. NCCL's and peers' calls
+ * work on device memory: a call returns when it is enqueued on the group's stream, in order with everything
  * else there; buffers must stay until comm_complete (or another wait for that stream).
  *
  * Waiting spins a few microseconds, then yields, then sleeps until woken (over a network: with
  * growing pauses), so that idle ranks cost little and ranks that share a core make progress. A lost
- * or aborted group makes every call return UNAVAILABLE or ABORTED within seconds; after that the
- * group is dead. */
+ * or aborted group makes every call return UNAVAILABLE or ABORTED within seconds (peers: a minute, as long
+ * as a kernel waits for a line); after that the group is dead. */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

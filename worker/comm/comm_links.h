@@ -5,9 +5,9 @@
 #pragma once
 #include "worker/comm/comm.h"
 
-/* From one rank to another, as a send and its receive see it. */
+/* From one rank to another, as a send and its receive see it, or of an all-gather. */
 struct comm_link {
-    int64_t latency_ns;      /* of 8 bytes: half of a round trip */
+    int64_t latency_ns;      /* of 8 bytes: half of a round trip, or the whole all-gather */
     double bytes_per_second; /* of a long message, its latency taken off */
 };
 

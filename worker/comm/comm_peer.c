@@ -65,9 +65,14 @@ static void abort_all(struct comm *comm, const char *reason) {
 /* What waited in vain ends the group for everybody. */
 static enum status complete(struct comm *comm, struct error *err) {
     struct peer *p = self(comm);
-    enum status status = p->waits_for_others ? comm_complete(p->others, err) : STATUS_OK;
+    struct error by_others;
+    enum status other = p->waits_for_others ? comm_complete(p->others, &by_others) : STATUS_OK;
     p->waits_for_others = false;
-    if (status == STATUS_OK) status = backend_inbox_check(p->inbox, err);
+    enum status status = backend_inbox_check(p->inbox, err); /* knows best whom it waited for */
+    if (status == STATUS_OK && other != STATUS_OK) {
+        *err = by_others;
+        status = other;
+    }
     p->failed = p->failed || status != STATUS_OK;
     if (status != STATUS_OK) abort_all(comm, err->text);
     return status;
