@@ -17,6 +17,7 @@ struct member {
     struct comm *host;
     int rank, size;
     bool absent; /* sends nothing in the last exchange */
+    bool gathers; /* goes on to what one rank collects, without a wait */
     enum status last;
     struct error err;
     int n_wrong;
@@ -50,7 +51,11 @@ static void exchange(struct member *m, struct comm *comm, struct backend *backen
         }
     }
     if (!m->absent) comm_all_gather(comm, recv, send, 64, &m->err);
-    m->last = m->absent ? STATUS_OK : comm_complete(comm, &m->err);
+    size_t parts[MAX_RANKS];
+    for (int i = 0; i < m->size; i++) parts[i] = 64;
+    m->last = m->absent    ? STATUS_OK
+              : m->gathers ? comm_gather(comm, recv, send, parts, 0, &m->err)
+                           : comm_complete(comm, &m->err);
     comm_barrier(m->host, &m->err); /* inboxes live until all have waited */
     backend_free(backend, send);
     backend_free(backend, recv);
@@ -70,12 +75,13 @@ static void *run(void *arg) {
     return NULL;
 }
 
-static void group_of(int size, int absent, struct member *members) {
+static void group_of(int size, int absent, bool gathers, struct member *members) {
     struct comm *hosts[MAX_RANKS];
     struct error err;
     cr_assert_eq(comm_threads_create(hosts, size, &err), STATUS_OK);
     for (int i = 0; i < size; i++) {
-        members[i] = (struct member){.host = hosts[i], .rank = i, .size = size, .absent = i == absent};
+        members[i] = (struct member){.host = hosts[i], .rank = i, .size = size, .absent = i == absent,
+                                     .gathers = gathers};
         cr_assert_eq(pthread_create(&members[i].thread, NULL, run, &members[i]), 0);
     }
     for (int i = 0; i < size; i++) pthread_join(members[i].thread, NULL);
@@ -94,7 +100,7 @@ Test(comm_peer, exchanges) {
     for (int order = 0; order < EMULATION_ORDERS; order++) {
         emulated_set_order(order, 9);
         for (int size = 1; size <= MAX_RANKS; size *= 2) {
-            group_of(size, -1, members);
+            group_of(size, -1, size == 4, members);
             for (int i = 0; i < size; i++) {
                 cr_assert_eq(members[i].n_wrong, 0, "order %d, rank %d of %d: %d wrong", order, i, size,
                              members[i].n_wrong);
@@ -108,7 +114,7 @@ Test(comm_peer, exchanges) {
 Test(comm_peer, a_rank_that_does_not_come) {
     skip_without_device();
     struct member members[MAX_RANKS];
-    group_of(4, 2, members);
+    group_of(4, 2, false, members);
     for (int i = 0; i < 4; i++) {
         cr_assert_eq(members[i].n_wrong, 0);
         if (i == 2) continue;
@@ -116,6 +122,17 @@ Test(comm_peer, a_rank_that_does_not_come) {
     }
     cr_assert(strstr(members[0].err.text, "waited in vain for rank 2") != NULL, "%s",
               members[0].err.text);
+}
+
+/* What was computed without its part reaches nobody. */
+Test(comm_peer, a_rank_that_waited_in_vain_hands_nothing_on) {
+    skip_without_device();
+    struct member members[MAX_RANKS];
+    group_of(4, 2, true, members);
+    for (int i = 0; i < 4; i++) {
+        if (i == 2) continue;
+        cr_assert(members[i].last == STATUS_UNAVAILABLE || members[i].last == STATUS_ABORTED, "rank %d", i);
+    }
 }
 
 /* --- which way a group's tensors go ------------------------------------------------------------ */

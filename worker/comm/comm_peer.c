@@ -42,8 +42,25 @@ static enum status all_gather(struct comm *comm, void *recv, const void *send, s
     return STATUS_OK;
 }
 
+static void abort_all(struct comm *comm, const char *reason) {
+    comm_abort(self(comm)->others, reason);
+    comm_abort(self(comm)->host, reason);
+}
+
+/* What waited in vain ends the group for everybody. */
+static enum status look(struct comm *comm, struct error *err) {
+    struct peer *p = self(comm);
+    enum status status = backend_inbox_check(p->inbox, err);
+    if (status == STATUS_OK) return STATUS_OK;
+    p->failed = true;
+    abort_all(comm, err->text);
+    return status;
+}
+
+/* A rank that waited in vain has computed with what it had: root must not get that. */
 static enum status gather(struct comm *comm, void *recv, const void *send,
                           const size_t *bytes_of_rank, int root, struct error *err) {
+    TRY(look(comm, err));
     return comm_gather(through_others(comm), recv, send, bytes_of_rank, root, err);
 }
 
@@ -57,24 +74,16 @@ static enum status recv_from(struct comm *comm, void *buffer, size_t bytes, int 
     return comm_recv(through_others(comm), buffer, bytes, from, err);
 }
 
-static void abort_all(struct comm *comm, const char *reason) {
-    comm_abort(self(comm)->others, reason);
-    comm_abort(self(comm)->host, reason);
-}
-
-/* What waited in vain ends the group for everybody. */
 static enum status complete(struct comm *comm, struct error *err) {
     struct peer *p = self(comm);
     struct error by_others;
-    enum status other = p->waits_for_others ? comm_complete(p->others, &by_others) : STATUS_OK;
+    enum status status = p->waits_for_others ? comm_complete(p->others, &by_others) : STATUS_OK;
     p->waits_for_others = false;
-    enum status status = backend_inbox_check(p->inbox, err); /* knows best whom it waited for */
-    if (status == STATUS_OK && other != STATUS_OK) {
-        *err = by_others;
-        status = other;
-    }
-    p->failed = p->failed || status != STATUS_OK;
-    if (status != STATUS_OK) abort_all(comm, err->text);
+    TRY(look(comm, err)); /* the inbox knows best whom it waited for */
+    if (status == STATUS_OK) return STATUS_OK;
+    *err = by_others;
+    p->failed = true;
+    abort_all(comm, err->text);
     return status;
 }
 
