@@ -215,6 +215,10 @@ enum status backend_inbox_check(struct inbox *inbox, struct error *err) {
     return ops_of(inbox)->inbox_check(inbox, err);
 }
 
+enum status backend_sample_reserve(struct backend *backend, int n_rows, int vocab, struct error *err) {
+    return ops_of(backend)->sample_reserve(backend, n_rows, vocab, err);
+}
+
 void backend_sample_begin(struct backend *backend, float *logits, int stride, int vocab,
                           const struct sample_draw *draws, int n) {
     ops_of(backend)->sample_begin(backend, logits, stride, vocab, draws, n);

@@ -285,6 +285,9 @@ enum status backend_inbox_check(struct inbox *inbox, struct error *err);
  * n is at most the backend's max_rows. One batch at a time. */
 void backend_sample_begin(struct backend *backend, float *logits, int stride, int vocab,
                           const struct sample_draw *draws, int n);
+/* Before the first draw, where memory that is taken later would stop a device: room for n_rows draws over
+ * `vocab` with all that they may ask for, 8 bytes each of n_rows * vocab. RESOURCE_EXHAUSTED. */
+enum status backend_sample_reserve(struct backend *backend, int n_rows, int vocab, struct error *err);
 
 /* Waits for them. INTERNAL when the device failed, now or at something enqueued before. */
 enum status backend_sample_end(struct backend *backend, struct sample_result *results,

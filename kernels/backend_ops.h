@@ -75,6 +75,7 @@ struct backend_ops {
     void (*inbox_gather)(struct inbox *, void *recv, const void *send, size_t bytes);
     enum status (*inbox_check)(struct inbox *, struct error *);
 
+    enum status (*sample_reserve)(struct backend *, int n_rows, int vocab, struct error *);
     void (*sample_begin)(struct backend *, float *logits, int stride, int vocab,
                          const struct sample_draw *, int n);
     enum status (*sample_end)(struct backend *, struct sample_result *, struct error *);

@@ -139,12 +139,20 @@ static size_t table_bytes(const struct rank *r) {
     return bytes;
 }
 
-/* Of the leader's device, at most: counts of tokens and raw logits of every row that is drawn from with
- * penalties and log-probabilities. */
+/* Leaders draw; 0 rows: this rank is none. */
+static int draw_rows(const struct rank *r, int *vocab) {
+    const struct rank_plan *plan = r->options.plan;
+    bool leads_draft = r->options.rank == rank_plan_draft_leader(plan);
+    *vocab = leads_draft ? checkpoint_config(r->parts[ENGINE_DRAFT].checkpoint)->vocab
+                         : rank_target_config(r)->vocab;
+    if (leads_draft) return plan->max_sequences;
+    return r->options.rank == 0 ? rank_plan_logit_rows(plan) : 0;
+}
+
+/* On a device: counts of tokens and raw logits of every row (backend_sample_reserve). */
 static size_t draw_bytes(const struct rank *r) {
-    if (r->options.rank != 0) return 0;
-    return 2 * (size_t)rank_plan_logit_rows(r->options.plan) * (size_t)rank_target_config(r)->vocab *
-           sizeof(float);
+    int vocab, n_rows = draw_rows(r, &vocab);
+    return 2 * (size_t)n_rows * (size_t)vocab * sizeof(float);
 }
 
 static enum status compute_capacity(struct rank *r, struct error *err) {
@@ -303,6 +311,8 @@ static enum status load(struct rank *r, struct error *err) {
     TRY(backend_create(&r->backend, &backend, err));
     TRY(load_part(r, ENGINE_TARGET, err));
     TRY(load_part(r, ENGINE_DRAFT, err));
+    int vocab, n_draws = draw_rows(r, &vocab);
+    TRY(backend_sample_reserve(r->backend, n_draws, vocab, err));
     int blocks_per_sequence = (r->max_context + BACKEND_KV_BLOCK - 1) / BACKEND_KV_BLOCK;
     bool has_target = r->parts[ENGINE_TARGET].shard_i >= 0;
     struct engine_options engine = {

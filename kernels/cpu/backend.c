@@ -105,6 +105,14 @@ static void record_end(struct backend *backend) {
     (void)backend;
 }
 
+static enum status sample_reserve(struct backend *backend, int n_rows, int vocab, struct error *err) {
+    (void)backend;
+    (void)n_rows;
+    (void)vocab;
+    (void)err;
+    return STATUS_OK;
+}
+
 static bool reaches_nothing(struct backend *backend, int device) {
     (void)backend;
     (void)device;
@@ -162,6 +170,7 @@ static const struct backend_ops table_of_ops = {
     .attention = cpu_attention,
     .reaches = reaches_nothing,
     .inbox_create = no_inbox,
+    .sample_reserve = sample_reserve,
     .sample_begin = cpu_sample_begin,
     .sample_end = cpu_sample_end,
     .fed_tokens = cpu_fed_tokens,

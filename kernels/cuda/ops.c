@@ -286,6 +286,10 @@ static void attention(struct backend *backend, float *out, const float *q, int q
 
 /* --- sampling ----------------------------------------------------------------------------------------- */
 
+static enum status sample_reserve(struct backend *backend, int n_rows, int vocab, struct error *err) {
+    return cuda_sampler_reserve(backend->sampler, n_rows, vocab, err);
+}
+
 /* The newest batch stands in `fed`, where BACKEND_FED finds it whatever graph embeds it. */
 static void sample_begin(struct backend *backend, float *logits, int stride, int vocab,
                          const struct sample_draw *draws, int n) {
@@ -494,6 +498,7 @@ const struct backend_ops cuda_ops = {
     .inbox_connect = cuda_inbox_connect,
     .inbox_gather = cuda_inbox_gather,
     .inbox_check = cuda_inbox_check,
+    .sample_reserve = sample_reserve,
     .sample_begin = sample_begin,
     .sample_end = sample_end,
     .fed_tokens = fed_tokens,

@@ -54,6 +54,17 @@ static enum status grow(struct cuda_sampler *s, void **memory, size_t *floats, s
     return STATUS_OK;
 }
 
+static enum status grow_rows(struct cuda_sampler *s, size_t counts_floats, size_t raw_floats,
+                             struct error *err) {
+    TRY(grow(s, (void **)&s->counts, &s->counts_floats, counts_floats, "token counts", err));
+    return grow(s, (void **)&s->raw, &s->raw_floats, raw_floats, "raw logits", err);
+}
+
+enum status cuda_sampler_reserve(struct cuda_sampler *s, int n_rows, int vocab, struct error *err) {
+    size_t floats = (size_t)n_rows * (size_t)vocab;
+    return grow_rows(s, floats, floats, err);
+}
+
 static size_t rows_bytes(const struct cuda_sampler *s) {
     return (size_t)s->max_draws * sizeof(struct sample_row);
 }
@@ -189,10 +200,7 @@ static enum status send(struct cuda_sampler *s, struct sample_batch *batch,
     struct sample_row *rows = (struct sample_row *)slot->host;
     int32_t *words = (int32_t *)(slot->host + rows_bytes(s)), at = 0;
     for (int i = 0; i < n; i++) rows[i] = flatten(draws, n, i, words, &at, &needs);
-    TRY(grow(s, (void **)&s->counts, &s->counts_floats, (size_t)needs.n_counts * (size_t)vocab,
-             "token counts", err));
-    TRY(grow(s, (void **)&s->raw, &s->raw_floats, (size_t)needs.n_raw * (size_t)vocab,
-             "raw logits", err));
+    TRY(grow_rows(s, (size_t)needs.n_counts * (size_t)vocab, (size_t)needs.n_raw * (size_t)vocab, err));
     size_t bytes = rows_bytes(s) + (size_t)at * sizeof *words;
     cudaError_t error =
         cudaMemcpyAsync(s->device, slot->host, bytes, cudaMemcpyHostToDevice, s->stream);

@@ -11,6 +11,8 @@ struct cuda_sampler;
 enum status cuda_sampler_create(struct cuda_sampler **out, void *stream, int max_draws,
                                 struct error *err);
 void cuda_sampler_destroy(struct cuda_sampler *sampler);
+/* As backend_sample_reserve. */
+enum status cuda_sampler_reserve(struct cuda_sampler *sampler, int n_rows, int vocab, struct error *err);
 
 /* Enqueues draw i from row i of `logits` [n, stride] (device, destroyed). Draw i's token goes to
  * tokens_out[i] (device) as well. Draws and what they point at may be reused at return. */
