@@ -8,7 +8,8 @@
 #include "worker/comm/comm_links.h"
 #include "worker/comm/comm_tensors.h"
 
-enum { LONG_BYTES = 256 * 1024, BUDGET_NS = 100 * 1000 * 1000 };
+/* The emulated device moves bytes one by one, and there is nothing to learn of it. */
+enum { LONG_BYTES = 256 * 1024, EMULATED_LONG_BYTES = 16 * 1024, BUDGET_NS = 100 * 1000 * 1000 };
 
 static uint32_t nanoseconds(const struct comm_link *link) {
     return link->latency_ns < UINT32_MAX ? (uint32_t)link->latency_ns : UINT32_MAX;
@@ -42,6 +43,7 @@ static enum status measure_hosts(struct comm_link *links, struct comm *world, st
 static enum status measure_devices(struct comm_link *links, const struct hello_devices *devices,
                                    struct error *err) {
     enum { ROWS = 8, WIDTH = 64 };
+    size_t long_bytes = devices->isa == BACKEND_EMULATED ? EMULATED_LONG_BYTES : LONG_BYTES;
     struct backend *backend = NULL;
     struct comm *tensors = NULL;
     char *buffer = NULL;
@@ -51,7 +53,7 @@ static enum status measure_devices(struct comm_link *links, const struct hello_d
     struct comm_tensors_options way = {"test", backend, devices->isa, devices->device,
                                        devices->shares_device, devices->one_process};
     TRY_OR_FAIL(comm_tensors_create(&tensors, devices->group, &way, err));
-    size_t bytes = (size_t)(1 + comm_size(devices->group)) * LONG_BYTES;
+    size_t bytes = (size_t)(1 + comm_size(devices->group)) * long_bytes;
     buffer = backend_alloc(backend, bytes);
     if (buffer == NULL) {
         status = error_set(err, STATUS_RESOURCE_EXHAUSTED, "no %zu bytes of device memory to test links",
@@ -59,7 +61,7 @@ static enum status measure_devices(struct comm_link *links, const struct hello_d
         goto fail;
     }
     backend_zero(backend, buffer, bytes);
-    struct comm_links_options links_options = {tensors, devices->group, buffer, LONG_BYTES, BUDGET_NS};
+    struct comm_links_options links_options = {tensors, devices->group, buffer, long_bytes, BUDGET_NS};
     status = comm_links_measure(links, &links_options, err);
 
 fail:
