@@ -5,20 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bench/cold_weights.h"
 #include "bench/series.h"
 #include "common/clock.h"
 
-enum { MAX_COPIES = 64, MAX_ROWS = 512, MAX_WIDTH = 28672, N_ROWS = 5 };
-
-static const int row_counts[N_ROWS] = {1, 2, 4, 8, 16};
-
-struct shape {
-    const char *name;
-    int n, k, n_leaves;
-};
+enum { MAX_ROWS = 512, MAX_WIDTH = 28672 };
 
 /* Products of a layer, on one device and as the shard of one rank of eight. */
-static const struct shape shapes[] = {
+static const struct cold_shape shapes[] = {
     {"8B qkv", 6144, 4096, 1},
     {"8B o", 4096, 4096, 8},
     {"8B gate_up", 28672, 4096, 1},
@@ -78,63 +72,46 @@ double device_bandwidth(struct backend *backend, size_t bytes) {
 
 /* --- products: cold weights, as many copies as fill the bytes -------------------------------------------- */
 
-static double run_products(struct bench *b, const struct shape *shape, struct weight *const *copies,
-                           int n, int n_rows) {
+static double run_products(struct bench *b, const struct cold_weights *weights, int n_rows, int n_copies) {
     wait_for(b);
     int64_t start = clock_now_ns();
-    for (int i = 0; i < n; i++) {
-        if (shape->n_leaves > 1) {
-            backend_linear_tree(b->backend, b->out, b->in, copies[i], n_rows);
-        } else {
-            backend_linear(b->backend, b->out, b->in, shape->k, copies[i], NULL, n_rows);
-        }
-    }
+    cold_weights_multiply(weights, b->out, b->in, n_rows, n_copies);
     wait_for(b);
     return (double)(clock_now_ns() - start) / 1e9;
 }
 
-static void measure_product(struct bench *b, const struct shape *shape, enum dtype format) {
-    size_t n = (size_t)shape->n * (size_t)shape->k, bytes = 0;
-    uint16_t *values = xmalloc(n * sizeof *values);
-    for (size_t i = 0; i < n; i++) values[i] = bf16_from_f32((float)(i * 2654435761u % 2001) / 1e5f);
-    struct weight_source source = {values, DTYPE_BF16, shape->k, shape->n};
-    struct weight *copies[MAX_COPIES];
-    struct series times[N_ROWS] = {{{0}, 0}}, prefill = {0};
-    int leaves[BACKEND_MAX_LEAVES + 1], n_copies = 0;
+static void measure_product(struct bench *b, const struct cold_shape *shape, enum dtype format) {
+    struct cold_weights weights;
+    struct series times[COLD_N_ROWS] = {{{0}, 0}}, prefill = {0};
     struct error err;
-    for (int i = 0; i <= shape->n_leaves; i++) leaves[i] = shape->k / shape->n_leaves * i;
-    while (n_copies < MAX_COPIES && bytes < b->settings->bytes) {
-        must(backend_weight_create(&copies[n_copies], b->backend, &source, 1, shape->k,
-                                   shape->n_leaves > 1 ? leaves : NULL, shape->n_leaves, format, &err),
-             &err);
-        bytes += backend_weight_bytes(copies[n_copies++]);
-    }
-    free(values);
-    run_products(b, shape, copies, n_copies, 1);
+    must(cold_weights_make(&weights, b->backend, shape, format, b->settings->bytes, &err), &err);
+    int n_copies = weights.n_copies;
+    double bytes = (double)weights.bytes;
+    run_products(b, &weights, 1, n_copies);
     for (int pass = 0; pass < b->settings->passes; pass++) {
-        for (int i = 0; i < N_ROWS; i++) {
-            series_add(&times[i], run_products(b, shape, copies, n_copies, row_counts[i]));
+        for (int i = 0; i < COLD_N_ROWS; i++) {
+            series_add(&times[i], run_products(b, &weights, cold_rows[i], n_copies));
         }
-        series_add(&prefill, run_products(b, shape, copies, 1, MAX_ROWS));
+        series_add(&prefill, run_products(b, &weights, MAX_ROWS, 1));
     }
     printf("  %-14s %-5s %8.1f", shape->name, dtype_name(format),
            1e6 * series_median(&times[0]) / n_copies);
-    for (int i = 0; i < N_ROWS; i++) {
-        printf(" %7.2f", (double)bytes / series_median(&times[i]) / b->bandwidth);
+    for (int i = 0; i < COLD_N_ROWS; i++) {
+        printf(" %7.2f", bytes / series_median(&times[i]) / b->bandwidth);
     }
     double flops = 2.0 * shape->n * shape->k * MAX_ROWS / series_median(&prefill) / 1e12;
     printf(" %9.1f\n", flops);
     if (b->csv != NULL) {
-        for (int i = 0; i < N_ROWS; i++) {
+        for (int i = 0; i < COLD_N_ROWS; i++) {
             fprintf(b->csv, "product,%s,%s,%s,%d,%.3f,%.4f\n", backend_isa_name(b->backend),
-                    shape->name, dtype_name(format), row_counts[i],
+                    shape->name, dtype_name(format), cold_rows[i],
                     1e6 * series_median(&times[i]) / n_copies,
-                    (double)bytes / series_median(&times[i]) / b->bandwidth);
+                    bytes / series_median(&times[i]) / b->bandwidth);
         }
         fprintf(b->csv, "prefill,%s,%s,%s,%d,%.3f,%.1f\n", backend_isa_name(b->backend), shape->name,
                 dtype_name(format), MAX_ROWS, 1e6 * series_median(&prefill), flops);
     }
-    for (int i = 0; i < n_copies; i++) backend_weight_free(copies[i]);
+    cold_weights_free(&weights);
 }
 
 /* --- attention: 32 query heads over 8 KV heads of 128 ------------------------------------------------------ */

@@ -10,13 +10,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bench/cold_weights.h"
 #include "bench/machine.h"
 #include "bench/series.h"
 #include "common/clock.h"
 #include "kernels/backend.h"
 
-enum { MAX_COPIES = 64, PREFILL = 512, N_ROW_COUNTS = 5 };
-static const int row_counts[N_ROW_COUNTS] = {1, 2, 4, 8, 16};
+enum { PREFILL = 512 };
 
 struct settings {
     enum backend_isa isa;
@@ -25,13 +25,8 @@ struct settings {
     const char *csv;
 };
 
-struct shape {
-    const char *name;
-    int n, k, n_leaves;
-};
-
 /* The products of the 216 M model, and the square one that others publish. */
-static const struct shape shapes[] = {
+static const struct cold_shape shapes[] = {
     {"qkv 2048 x 1024", 2048, 1024, 1},
     {"o 1024 x 1024, 8 leaves", 1024, 1024, 8},
     {"gate_up 6144 x 1024", 6144, 1024, 1},
@@ -42,46 +37,17 @@ static const struct shape shapes[] = {
 
 struct bench {
     const struct settings *settings;
-    const struct shape *shape;
     struct backend *backend;
-    struct weight *copies[MAX_COPIES];
-    int n_copies;
+    struct cold_weights weights;
     float *in, *out;
     char *buffer;
-    size_t bytes;
+    size_t bytes; /* of the buffer: the weights' but for a piece of a page */
 };
 
-static void make_weights(struct bench *b, enum dtype format) {
-    const struct shape *shape = b->shape;
-    size_t n = (size_t)shape->n * (size_t)shape->k;
-    uint16_t *values = xmalloc(n * sizeof *values);
-    for (size_t i = 0; i < n; i++) values[i] = bf16_from_f32((float)(i * 2654435761u % 2001) / 1000 - 1);
-    struct weight_source source = {values, DTYPE_BF16, shape->k, shape->n};
-    int leaves[BACKEND_MAX_LEAVES + 1];
-    for (int i = 0; i <= shape->n_leaves; i++) leaves[i] = shape->k / shape->n_leaves * i;
-    b->n_copies = 0;
-    b->bytes = 0;
-    struct error err;
-    while (b->n_copies < MAX_COPIES && b->bytes < b->settings->bytes) {
-        struct weight **copy = &b->copies[b->n_copies++];
-        CHECK(backend_weight_create(copy, b->backend, &source, 1, shape->k,
-                                    shape->n_leaves > 1 ? leaves : NULL, shape->n_leaves, format,
-                                    &err) == STATUS_OK);
-        b->bytes += backend_weight_bytes(*copy);
-    }
-    free(values);
-}
-
-/* Seconds for all copies at n_rows. */
+/* Seconds for n_copies at n_rows. */
 static double multiply(struct bench *b, int n_rows, int n_copies) {
     int64_t start = clock_now_ns();
-    for (int i = 0; i < n_copies; i++) {
-        if (b->shape->n_leaves > 1) {
-            backend_linear_tree(b->backend, b->out, b->in, b->copies[i], n_rows);
-        } else {
-            backend_linear(b->backend, b->out, b->in, b->shape->k, b->copies[i], NULL, n_rows);
-        }
-    }
+    cold_weights_multiply(&b->weights, b->out, b->in, n_rows, n_copies);
     return (double)(clock_now_ns() - start) / 1e9;
 }
 
@@ -92,35 +58,36 @@ static double read_all(struct bench *b) {
 
 static FILE *csv_file;
 
-static void measure(struct bench *b, enum dtype format) {
-    make_weights(b, format);
-    b->bytes = b->bytes / 4096 * 4096;
+static void measure(struct bench *b, const struct cold_shape *shape, enum dtype format) {
+    struct error err;
+    CHECK(cold_weights_make(&b->weights, b->backend, shape, format, b->settings->bytes, &err) == STATUS_OK);
+    b->bytes = b->weights.bytes / 4096 * 4096;
     b->buffer = machine_alloc(b->bytes);
-    struct series read = {0}, fraction = {0}, cost[N_ROW_COUNTS] = {{{0}, 0}}, prefill = {0};
-    multiply(b, 1, b->n_copies);
+    struct series read = {0}, fraction = {0}, cost[COLD_N_ROWS] = {{{0}, 0}}, prefill = {0};
+    multiply(b, 1, b->weights.n_copies);
     for (int pass = 0; pass < b->settings->passes; pass++) {
-        double before = read_all(b), one = multiply(b, 1, b->n_copies), after = read_all(b);
+        double before = read_all(b), one = multiply(b, 1, b->weights.n_copies), after = read_all(b);
         series_add(&read, (double)b->bytes / before / 1e9);
         series_add(&fraction, (before + after) / 2 / one);
-        for (int i = 1; i < N_ROW_COUNTS; i++) {
-            double some = multiply(b, row_counts[i], b->n_copies);
-            series_add(&cost[i], some / ((one + multiply(b, 1, b->n_copies)) / 2));
+        for (int i = 1; i < COLD_N_ROWS; i++) {
+            double some = multiply(b, cold_rows[i], b->weights.n_copies);
+            series_add(&cost[i], some / ((one + multiply(b, 1, b->weights.n_copies)) / 2));
         }
-        double flops = 2.0 * b->shape->n * b->shape->k * PREFILL;
+        double flops = 2.0 * shape->n * shape->k * PREFILL;
         series_add(&prefill, flops / multiply(b, PREFILL, 1) / 1e9 / b->settings->threads);
     }
-    printf("  %-28s %-5s %7.1f %9.2f %7.2f %6.2f %6.2f %6.2f %10.0f\n", b->shape->name,
+    printf("  %-28s %-5s %7.1f %9.2f %7.2f %6.2f %6.2f %6.2f %10.0f\n", shape->name,
            dtype_name(format), series_median(&read), series_median(&fraction),
            series_median(&cost[1]), series_median(&cost[2]), series_median(&cost[3]),
            series_median(&cost[4]), series_median(&prefill));
     if (csv_file != NULL) {
         fprintf(csv_file, "%s,%s,%s,%d,%g,%g,%g,%g,%g,%g,%g\n", backend_isa_name(b->backend),
-                b->shape->name, dtype_name(format), b->settings->threads, series_median(&read),
+                shape->name, dtype_name(format), b->settings->threads, series_median(&read),
                 series_median(&fraction), series_median(&cost[1]), series_median(&cost[2]),
                 series_median(&cost[3]), series_median(&cost[4]), series_median(&prefill));
     }
     machine_free(b->buffer, b->bytes);
-    for (int i = 0; i < b->n_copies; i++) backend_weight_free(b->copies[i]);
+    cold_weights_free(&b->weights);
 }
 
 static const char usage[] =
@@ -191,9 +158,8 @@ int bench_kernels(int argc, char **argv) {
     printf("  %-28s %-5s %7s %9s %7s %6s %6s %6s %10s\n", "aimed at (AMX)", "", "", ">= 0.88", "", "",
            "<=1.05", "<=1.15", ">= 1000");
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        bench.shape = &shapes[i];
-        measure(&bench, DTYPE_BF16);
-        measure(&bench, DTYPE_I8);
+        measure(&bench, &shapes[i], DTYPE_BF16);
+        measure(&bench, &shapes[i], DTYPE_I8);
     }
     if (csv_file != NULL) fclose(csv_file);
     backend_free(bench.backend, bench.in);

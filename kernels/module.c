@@ -1,10 +1,9 @@
 /* Choosing and opening a backend: the CPU's is compiled in, a device's is a module beside the program
  * (or in ../bin, ../lib/tandem of it), opened when it is asked for. */
 #include <dlfcn.h>
-#include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "common/beside.h"
 #include "kernels/backend_ops.h"
 
 static const char *const names[BACKEND_N_ISAS] = {"auto", "portable", "avx2",    "avx512",
@@ -26,19 +25,8 @@ static const char *file_of(enum backend_isa isa) {
 }
 
 static void *open_beside_program(const char *file) {
-    static const char *const places[] = {"", "../bin/", "../lib/tandem/"};
-    char program[4096], path[4200];
-    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
-    if (n < 0) return NULL;
-    program[n] = '\0';
-    char *slash = strrchr(program, '/');
-    if (slash != NULL) slash[1] = '\0';
-    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
-        snprintf(path, sizeof path, "%s%s%s", program, places[i], file);
-        if (access(path, R_OK) != 0) continue;
-        return dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    }
-    return NULL;
+    char path[4200];
+    return beside_program(path, sizeof path, file) ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
 }
 
 /* The module stays open: a device's driver does not like to be unloaded. */
@@ -48,9 +36,14 @@ static enum status open_module(const struct backend_module **out, enum backend_i
     *out = NULL;
     void *handle = open_beside_program(file);
     if (handle == NULL) {
+        bool cuda = isa == BACKEND_CUDA;
         const char *why = dlerror();
-        return error_set(err, STATUS_UNAVAILABLE, "no %s here: %s %s", isa == BACKEND_CUDA ? "CUDA device" : "emulated device", file,
-                         why ? why : "is not beside the program; it is built where nvcc is found");
+        if (why == NULL) {
+            why = cuda ? "is not beside the program; it is built where nvcc is found"
+                       : "is not beside the program; it is built on x86-64";
+        }
+        return error_set(err, STATUS_UNAVAILABLE, "no %s device here: %s %s", cuda ? "CUDA" : "emulated",
+                         file, why);
     }
     const struct backend_module *module = dlsym(handle, BACKEND_MODULE_SYMBOL);
     if (module == NULL || module->version != BACKEND_MODULE_VERSION ||

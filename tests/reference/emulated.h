@@ -5,16 +5,13 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
+#include "common/beside.h"
 #include "kernels/emulation/order.h"
 
 static inline void *emulated_symbol(const char *name) {
-    char path[4200] = {0};
-    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 100);
-    if (n < 0) abort();
-    strcpy(strrchr(path, '/') + 1, "../bin/tandem-cuda-emulated.so");
+    char path[4200];
+    if (!beside_program(path, sizeof path, "tandem-cuda-emulated.so")) abort();
     void *module = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     void *symbol = module != NULL ? dlsym(module, name) : NULL;
     if (symbol == NULL) {

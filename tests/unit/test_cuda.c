@@ -8,24 +8,13 @@
 
 enum { MAX_ROWS = 320, MAX_WIDTH = 512 };
 
-static struct backend *open_on(enum backend_isa isa) {
-    struct backend_options options = {isa, 1, MAX_ROWS, MAX_WIDTH, 0};
-    struct backend *backend = NULL;
-    struct error err = {0};
-    if (backend_create(&backend, &options, &err) != STATUS_OK) {
-        fprintf(stderr, "%s\n", err.text);
-        abort();
-    }
-    return backend;
-}
-
 static void in_every_order(void (*check)(struct backend *backend, uint64_t seed)) {
     if (!computes_here(BACKEND_EMULATED)) {
         cr_skip_test("the emulated device is not built here (x86-64, no thread sanitizer)");
     }
     for (int order = 0; order < EMULATION_ORDERS; order++) {
         emulated_set_order(order, (uint32_t)order + 1);
-        struct backend *backend = open_on(BACKEND_EMULATED);
+        struct backend *backend = open_backend(BACKEND_EMULATED, 1, MAX_ROWS, MAX_WIDTH);
         check(backend, (uint64_t)order * 1000 + 17);
         backend_destroy(backend);
     }
@@ -218,7 +207,7 @@ static void attend(struct backend *backend, const struct shape *s, float *out, c
 /* Near what the CPU computes; and the same bits whether a pass has many rows (its tiles walk their
  * pieces) or few (pieces side by side, combined by a second kernel). */
 static void attention_of(struct backend *backend, const struct shape *s, uint64_t seed) {
-    struct backend *cpu = open_on(BACKEND_PORTABLE);
+    struct backend *cpu = open_backend(BACKEND_PORTABLE, 1, MAX_ROWS, MAX_WIDTH);
     struct test_random random = {seed};
     size_t n = (size_t)(s->context * s->n_heads * s->dim);
     int width = (s->n_heads + 2 * s->n_kv) * s->dim;
@@ -416,7 +405,7 @@ static void compare_draws(struct backend *backend, struct backend *cpu, int voca
 
 static void draws(struct backend *backend, uint64_t seed) {
     static const int vocabs[] = {1, 2, 7, 257, 1000, VOCAB_MAX};
-    struct backend *cpu = open_on(BACKEND_PORTABLE);
+    struct backend *cpu = open_backend(BACKEND_PORTABLE, 1, MAX_ROWS, MAX_WIDTH);
     int n_differ = 0;
     for (int i = 0; i < 120; i++) {
         compare_draws(backend, cpu, vocabs[i % 6], seed * 1000 + (uint64_t)i, &n_differ);
@@ -476,7 +465,7 @@ Test(cuda, chains_and_fed_tokens) {
 
 static void distributions(struct backend *backend, uint64_t seed) {
     enum { VOCAB = 300 };
-    struct backend *cpu = open_on(BACKEND_PORTABLE);
+    struct backend *cpu = open_backend(BACKEND_PORTABLE, 1, MAX_ROWS, MAX_WIDTH);
     struct test_random random = {seed};
     float logits[VOCAB], before[VOCAB], p[VOCAB], q[VOCAB];
     struct error err;

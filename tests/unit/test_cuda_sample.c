@@ -29,24 +29,13 @@ struct machines {
     struct backend *device, *cpu;
 };
 
-static struct backend *open_on(enum backend_isa isa) {
-    struct backend_options options = {isa, 1, MAX_DRAWS, 64, 0};
-    struct backend *backend = NULL;
-    struct error err = {0};
-    if (backend_create(&backend, &options, &err) != STATUS_OK) {
-        fprintf(stderr, "%s\n", err.text);
-        abort();
-    }
-    return backend;
-}
-
 static void in_every_order(void (*check)(const struct machines *m, uint64_t seed)) {
     if (!computes_here(BACKEND_EMULATED)) {
         cr_skip_test("the emulated device is not built here (x86-64, no thread sanitizer)");
     }
     for (int order = 0; order < EMULATION_ORDERS; order++) {
         emulated_set_order(order, (uint32_t)order + 1);
-        struct machines m = {open_on(BACKEND_EMULATED), open_on(BACKEND_PORTABLE)};
+        struct machines m = {open_backend(BACKEND_EMULATED, 1, MAX_DRAWS, 64), open_backend(BACKEND_PORTABLE, 1, MAX_DRAWS, 64)};
         check(&m, (uint64_t)order * 100000 + 1);
         backend_destroy(m.device);
         backend_destroy(m.cpu);

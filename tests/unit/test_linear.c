@@ -2,21 +2,10 @@
 #include "tests/reference/isas.h"
 #include "tests/unit/linear_checks.h"
 
-static struct backend *open_backend(enum backend_isa isa, int n_threads) {
-    struct backend_options options = {isa, n_threads, 128, 2048, 0};
-    struct backend *backend = NULL;
-    struct error err = {0};
-    if (backend_create(&backend, &options, &err) != STATUS_OK) {
-        fprintf(stderr, "%s\n", err.text);
-        abort();
-    }
-    return backend;
-}
-
 static void on_every_isa(void (*check)(struct backend *backend), int n_threads) {
     for (enum backend_isa isa = BACKEND_PORTABLE; isa < BACKEND_N_ISAS; isa++) {
         if (!computes_here(isa)) continue;
-        struct backend *backend = open_backend(isa, n_threads);
+        struct backend *backend = open_backend(isa, n_threads, 128, 2048);
         check(backend);
         backend_destroy(backend);
     }
@@ -63,7 +52,7 @@ static void threads_of(enum backend_isa isa, enum dtype format, int n, int k, in
     float *out[3];
     for (int t = 0; t < 3; t++) {
         out[t] = random_floats(&random, size, 1, 2);
-        struct backend *backend = open_backend(isa, t + 1);
+        struct backend *backend = open_backend(isa, t + 1, 128, 2048);
         struct weight *weight = linear_pack(backend, w, n, k, format);
         backend_linear(backend, out[t], x, k, weight, NULL, n_rows);
         backend_weight_free(weight);
@@ -179,7 +168,7 @@ Test(linear, rows_of_the_output_are_written_and_nothing_else) {
     for (enum backend_isa isa = BACKEND_PORTABLE; isa < BACKEND_N_ISAS; isa++) {
         if (!computes_here(isa)) continue;
         enum { N = 19, K = 8, ROWS = 7 };
-        struct backend *backend = open_backend(isa, 1);
+        struct backend *backend = open_backend(isa, 1, 128, 2048);
         struct test_random random = {31};
         float *w = random_floats(&random, N * K, -1, 1);
         float *x = random_floats(&random, ROWS * K, -1, 1);

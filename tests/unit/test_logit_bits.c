@@ -101,6 +101,15 @@ Test(logit_bits, degrees_emulated_bf16) { check_degrees(BACKEND_EMULATED, DTYPE_
 Test(logit_bits, degrees_emulated_int8) { check_degrees(BACKEND_EMULATED, DTYPE_I8); }
 Test(logit_bits, degrees_emulated_fp8) { check_degrees(BACKEND_EMULATED, DTYPE_F8); }
 
+/* One rank, for passes that are put together by hand: 160 blocks, 128 rows. */
+static struct local_group *open_alone(enum backend_isa isa) {
+    struct error err;
+    struct local_group *group;
+    cr_assert(model_run_open(&group, dir_for(isa), 1, isa, DTYPE_BF16, 1, 160, 128, &err) == STATUS_OK,
+              "%s", err.text);
+    return group;
+}
+
 /* A tree of candidates behind a prefix of 20, in one pass: a segment for each path, whose block tables share
  * the prefix's full block; the other is computed again in each. Every node's logits are those of its path
  * decoded alone. */
@@ -109,10 +118,7 @@ static void check_tree(enum backend_isa isa) {
     static const int32_t paths[PATHS][DEPTH] = {{31, 41, 59}, {31, 26, 53}, {58, 97, 93}};
     skip_unless_available(isa);
     struct error err;
-    struct local_group *group;
-    cr_assert(model_run_open(&group, dir_for(isa), 1, isa, DTYPE_BF16, 1, 160, 128, &err) ==
-                  STATUS_OK,
-              "%s", err.text);
+    struct local_group *group = open_alone(isa);
     size_t vocab = (size_t)local_group_config(group)->vocab;
     int32_t tokens[PATHS * ROWS], blocks[PATHS][2], logit_rows[PATHS * DEPTH], sequence[PREFIX + DEPTH];
     struct backend_segment segments[PATHS];
@@ -163,10 +169,7 @@ Test(logit_bits, degrees_replay_graphs) {
 static void check_neighbours(enum backend_isa isa) {
     skip_unless_available(isa);
     struct error err;
-    struct local_group *group;
-    cr_assert(model_run_open(&group, dir_for(isa), 1, isa, DTYPE_BF16, 1, 160, 128, &err) ==
-                  STATUS_OK,
-              "%s", err.text);
+    struct local_group *group = open_alone(isa);
     size_t vocab = (size_t)local_group_config(group)->vocab;
     int32_t prompt[20], next = 77;
     fill_tokens(prompt, 20, 99);

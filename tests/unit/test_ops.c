@@ -14,22 +14,11 @@
 static const int widths[] = {1, 3, 15, 16, 17, 31, 100, 576, 2049};
 enum { N_WIDTHS = sizeof widths / sizeof *widths };
 
-static struct backend *open_backend(enum backend_isa isa, int n_threads) {
-    struct backend_options options = {isa, n_threads, 128, 4096, 0};
-    struct backend *backend = NULL;
-    struct error err = {0};
-    if (backend_create(&backend, &options, &err) != STATUS_OK) {
-        fprintf(stderr, "%s\n", err.text);
-        abort();
-    }
-    return backend;
-}
-
 static void on_every_isa(void (*check)(struct backend *backend)) {
     for (enum backend_isa isa = BACKEND_PORTABLE; isa < BACKEND_N_ISAS; isa++) {
         if (!computes_here(isa)) continue;
         for (int n_threads = 1; n_threads <= 3; n_threads++) {
-            struct backend *backend = open_backend(isa, n_threads);
+            struct backend *backend = open_backend(isa, n_threads, 128, 4096);
             check(backend);
             backend_destroy(backend);
         }
@@ -335,7 +324,7 @@ Test(ops, kv_block_bytes_hold_k_and_v) {
 }
 
 Test(ops, memory_is_zeroed_and_aligned) {
-    struct backend *backend = open_backend(BACKEND_PORTABLE, 1);
+    struct backend *backend = open_backend(BACKEND_PORTABLE, 1, 128, 4096);
     for (size_t bytes = 0; bytes < 300; bytes += 37) {
         char *memory = backend_alloc(backend, bytes);
         cr_assert_not_null(memory);
