@@ -15,7 +15,7 @@ jobs=$(nproc)
 # Under sanitizers these take minutes: whole models. `asan` runs them, the default run only plainly.
 heavy='^test_(goldens|logit_bits|step_loop)$'
 # Under ThreadSanitizer the default run takes what has threads of its own.
-threaded='^test_(comm_threads|rpc|rpc_services|metrics|stream|fleet|linear|trace|generate)$'
+threaded='^test_(comm_threads|rpc|rpc_flow|rpc_services|metrics|stream|fleet|linear|trace|generate)$'
 
 fail() {
     echo "tests/run.sh: $*" >&2
