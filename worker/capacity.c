@@ -76,22 +76,26 @@ enum status capacity_compute(struct capacity *out, const struct capacity_request
 }
 
 /* What the ranks of one place come to together. */
-static struct capacity sum_of_place(const struct capacity *capacities, const int *places, int n,
-                                    int place) {
-    struct capacity sum = {.memory_bytes = INT64_MAX};
+struct place {
+    int64_t memory_bytes, reserve_bytes, weights_bytes, scratch_bytes, block_bytes;
+    int n_ranks;
+};
+
+static struct place place_of(const struct capacity *capacities, const int *places, int n, int wanted) {
+    struct place place = {.memory_bytes = INT64_MAX};
     for (int i = 0; i < n; i++) {
         const struct capacity *c = &capacities[i];
-        if (places[i] != place) continue;
-        if (c->memory_bytes < sum.memory_bytes) {
-            sum.memory_bytes = c->memory_bytes;
-            sum.reserve_bytes = c->reserve_bytes;
+        if (places[i] != wanted) continue;
+        if (c->memory_bytes < place.memory_bytes) {
+            place.memory_bytes = c->memory_bytes;
+            place.reserve_bytes = c->reserve_bytes;
         }
-        sum.weights_bytes += c->weights_bytes;
-        sum.scratch_bytes += c->scratch_bytes;
-        if (c->n_blocks > 0) sum.kv_bytes += c->kv_bytes / c->n_blocks; /* of one block */
-        sum.n_blocks++;                                                 /* ranks */
+        place.weights_bytes += c->weights_bytes;
+        place.scratch_bytes += c->scratch_bytes;
+        if (c->n_blocks > 0) place.block_bytes += c->kv_bytes / c->n_blocks;
+        place.n_ranks++;
     }
-    return sum;
+    return place;
 }
 
 enum status capacity_share(int *n_blocks, const struct capacity *capacities, const int *places, int n,
@@ -102,10 +106,10 @@ enum status capacity_share(int *n_blocks, const struct capacity *capacities, con
         if (capacities[i].n_blocks < *n_blocks) *n_blocks = capacities[i].n_blocks;
     }
     for (int i = 0; i < n; i++) {
-        struct capacity sum = sum_of_place(capacities, places, n, places[i]);
-        int64_t left =
-            sum.memory_bytes - sum.reserve_bytes - sum.weights_bytes - sum.scratch_bytes;
-        int64_t room = sum.kv_bytes > 0 ? left / sum.kv_bytes : *n_blocks;
+        struct place place = place_of(capacities, places, n, places[i]);
+        int64_t left = place.memory_bytes - place.reserve_bytes - place.weights_bytes -
+                       place.scratch_bytes;
+        int64_t room = place.block_bytes > 0 ? left / place.block_bytes : *n_blocks;
         if (left < 0) room = 0;
         if (room < *n_blocks) *n_blocks = (int)room;
         if (room >= needed) continue;
@@ -113,9 +117,9 @@ enum status capacity_share(int *n_blocks, const struct capacity *capacities, con
                          "does not fit: %d ranks share %.1f MiB; their weights take %.1f, scratch %.1f, "
                          "reserve %.1f, KV of one sequence of %d tokens %.1f MiB; use more devices, "
                          "--weights int8 or a lower --max-context",
-                         sum.n_blocks, mib(sum.memory_bytes), mib(sum.weights_bytes),
-                         mib(sum.scratch_bytes), mib(sum.reserve_bytes), max_context,
-                         mib(needed * sum.kv_bytes));
+                         place.n_ranks, mib(place.memory_bytes), mib(place.weights_bytes),
+                         mib(place.scratch_bytes), mib(place.reserve_bytes), max_context,
+                         mib(needed * place.block_bytes));
     }
     return STATUS_OK;
 }

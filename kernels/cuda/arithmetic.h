@@ -21,6 +21,17 @@ static __device__ __forceinline__ float exp_f32(float x) {
     return p * __uint_as_float((uint32_t)(n + 127) << 23);
 }
 
+/* ((l0+l1)+(l2+l3))+((l4+l5)+(l6+l7)), or the same over fewer: n is a power of two. Takes sums apart. */
+static __device__ __forceinline__ float binary_tree(float (&sums)[MAX_LEAVES], int n) {
+#pragma unroll
+    for (int width = 1; width < MAX_LEAVES; width *= 2) {
+        if (width >= n) break;
+#pragma unroll
+        for (int i = 0; i < MAX_LEAVES; i += 2 * width) sums[i] += sums[i + width];
+    }
+    return sums[0];
+}
+
 /* Sum over a block of N threads, the same bits in all: warps by warp_sum, then warps in order. `sums`
  * has room for N / 32; the block must have passed a barrier since its last use. */
 template <int N> static __device__ __forceinline__ float block_sum(float v, float *sums) {

@@ -56,13 +56,7 @@ static __device__ __forceinline__ float root_tree(const float *roots, size_t str
     float sums[MAX_LEAVES];
 #pragma unroll
     for (int i = 0; i < MAX_LEAVES; i++) sums[i] = i < n ? roots[i * stride] : 0;
-#pragma unroll
-    for (int width = 1; width < MAX_LEAVES; width *= 2) {
-        if (width >= n) break;
-#pragma unroll
-        for (int i = 0; i < MAX_LEAVES; i += 2 * width) sums[i] += sums[i + width];
-    }
-    return sums[0];
+    return binary_tree(sums, n);
 }
 
 static __global__ void __launch_bounds__(THREADS)

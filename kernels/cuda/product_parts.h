@@ -1,5 +1,6 @@
 /* What the two products, for few rows and for many, do alike. */
 #pragma once
+#include "kernels/cuda/arithmetic.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/launch.h"
 
@@ -48,20 +49,13 @@ static __device__ __forceinline__ float finish(C sum, const struct product &p, i
     return (float)sum * scale;
 }
 
-/* ((l0+l1)+(l2+l3))+((l4+l5)+(l6+l7)), or the same over fewer. */
 static __device__ __forceinline__ float leaf_tree(const float *partial, size_t stride, int n_leaves) {
     float sums[MAX_LEAVES];
 #pragma unroll
     for (int i = 0; i < MAX_LEAVES; i++) {
         sums[i] = i < n_leaves ? load_fresh(partial + i * stride) : 0;
     }
-#pragma unroll
-    for (int width = 1; width < MAX_LEAVES; width *= 2) {
-        if (width >= n_leaves) break;
-#pragma unroll
-        for (int i = 0; i < MAX_LEAVES; i += 2 * width) sums[i] += sums[i + width];
-    }
-    return sums[0];
+    return binary_tree(sums, n_leaves);
 }
 
 /* Whether this block is the last of `group`'s, one for each leaf, to have written its part; then it may read
